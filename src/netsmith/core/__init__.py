@@ -1,0 +1,1 @@
+"""What every method stands on: tracing, profiling, loading, data, training, artifacts."""

@@ -1,0 +1,77 @@
+"""The errors a user can meet. Each message says what was expected, what came, where, and what to type next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class NetsmithError(ValueError):
+    """Base of every error that a user's input can cause. The command line prints it and exits with code 2."""
+
+
+class SourceError(NetsmithError):
+    """A source string names nothing that can be loaded (unknown library, architecture, file or function)."""
+
+
+class WeightsError(NetsmithError):
+    """A checkpoint cannot be read, or its keys and shapes are not the network's."""
+
+
+class DissectionError(NetsmithError):
+    """A network cannot be traced or cut, or its pieces do not reproduce it."""
+
+
+class DataError(NetsmithError):
+    """A data source is unknown, unreadable, or does not fit the network."""
+
+
+class ConfigError(NetsmithError):
+    """A configuration file has faults; `faults` holds one line for each of them."""
+
+    def __init__(self, message: str, faults: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.faults = tuple(faults)
+
+
+class BudgetError(NetsmithError):
+    """No network fits the budget; the message names the bound and the nearest feasible value."""
+
+
+class PartitionError(NetsmithError):
+    """No partition satisfies K and the size bound; the message names the smallest feasible eps."""
+
+
+class RecipeError(NetsmithError):
+    """A recipe is malformed, or does not fit the zoo it is built from."""
+
+
+class ArtifactError(NetsmithError):
+    """A folder is no artifact, or one that is truncated, altered, too new, or of another kind."""
+
+
+class OutputError(NetsmithError):
+    """The output folder exists, or cannot be written."""
+
+
+class TrainingError(NetsmithError):
+    """Training cannot start or go on (loss not finite, classes that do not match the head)."""
+
+
+class MissingDependencyError(NetsmithError):
+    """An optional library is needed; the message names the extra that brings it."""
+
+
+def did_you_mean(name: str, options: Iterable[str], *, most: int = 3) -> str:
+    """A clause that names the options nearest to `name`, or, when none is near, the first few of them.
+
+    Returns a sentence such as ``Did you mean 'resnet18' or 'resnet10t'?``, or ``""`` when there are no options.
+    """
+    choices = list(dict.fromkeys(options))
+    near = difflib.get_close_matches(name, choices, n=most, cutoff=0.55)
+    if near:
+        return "Did you mean " + " or ".join(f"'{n}'" for n in near) + "?"
+    if not choices:
+        return ""
+    shown = ", ".join(f"'{c}'" for c in choices[:8])
+    return f"Known: {shown}{', ...' if len(choices) > 8 else ''}."
