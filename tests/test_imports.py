@@ -1,4 +1,4 @@
-"""The import contract: cli -> config -> (reassembly | morph) -> core -> errors; one way, no cycles, not even local ones."""
+"""The import contract: cli -> config -> (reassembly | morph) -> core -> errors; one way, no cycles."""
 
 from __future__ import annotations
 
