@@ -1,0 +1,272 @@
+"""Artifacts: a folder with a manifest, safetensors files and a readable card. No pickle is ever written or loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor, nn
+
+from netsmith.core.cache import Cache, CacheEntry, digest, independent
+from netsmith.core.output import check_output, is_own, named_os_errors, prepare_output, to_json, write_json, write_text
+from netsmith.errors import ArtifactError, OutputError, did_you_mean
+
+__all__ = [
+    "SCHEMA",
+    "Cache",
+    "CacheEntry",
+    "digest",
+    "is_artifact",
+    "library_versions",
+    "load",
+    "loader",
+    "prepare_output",
+    "read_manifest",
+    "read_tensors",
+    "save_artifact",
+    "verify",
+    "write_json",
+    "write_text",
+]
+
+SCHEMA = 1
+"""Version of the manifest's layout that is written, and the newest that can be read."""
+
+MANIFEST = "manifest.json"
+CARD = "README.md"
+_RESERVED = ("schema", "kind", "files", "versions", "sha256")
+_LIBRARIES = ("netsmith", "torch", "torchvision", "timm", "numpy", "safetensors")
+
+Loader = Callable[[Path], nn.Module]
+_L = TypeVar("_L", bound=Callable[..., nn.Module])
+_loaders: dict[str, Loader] = {}
+
+
+def loader(kind: str) -> Callable[[_L], _L]:
+    """Decorator that registers the function which turns an artifact folder of `kind` into a module."""
+
+    def register(function: _L) -> _L:
+        _loaders[kind] = function
+        return function
+
+    return register
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that results depend on."""
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def save_artifact(
+    folder: Path,
+    *,
+    kind: str,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    manifest: Mapping[str, Any],
+    card: str,
+    overwrite: bool = False,
+) -> Path:
+    """Write an artifact folder, whole or not at all: under a temporary name beside it, then renamed.
+
+    Args:
+        folder: where it goes.
+        kind: what it is; names the loader that reads it back.
+        tensors: per file (`weights.safetensors`) the tensors it holds.
+        manifest: what else the manifest says (config, seeds, provenance, metrics, `preprocess`, `num_classes`, ...).
+        card: text of README.md.
+        overwrite: replace an artifact that is there already.
+
+    Raises:
+        OutputError: the folder exists, or cannot be written.
+    """
+    folder = Path(folder)
+    clash = sorted(set(_RESERVED) & set(manifest))
+    assert not clash, f"the manifest's own keys {clash} cannot be set from outside"
+    check_output(folder, overwrite)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with named_os_errors(folder):
+            temporary.mkdir(parents=True)
+            files = {}
+            for name, state in tensors.items():
+                assert _plain_name(name), f"{name!r} must be a plain *.safetensors file name"
+                assert name.endswith(".safetensors"), name
+                files[name] = _write(temporary / name, tensors_to_bytes(independent(state)))
+            files[CARD] = _write(temporary / CARD, card.encode("utf-8"))
+            record = {"schema": SCHEMA, "kind": kind, "versions": library_versions(), "files": files, **manifest}
+            record = json.loads(to_json(record))
+            record["sha256"] = _manifest_hash(record)
+            _write(temporary / MANIFEST, (to_json(record, indent=2) + "\n").encode("utf-8"))
+            _swap(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _write(path: Path, data: bytes) -> dict[str, Any]:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _swap(temporary: Path, folder: Path) -> None:
+    """Put `temporary` in the place of `folder`; what was there goes only once its successor stands."""
+    if not folder.exists():
+        temporary.rename(folder)
+        return
+    if any(folder.iterdir()) and not is_own(folder):
+        raise OutputError(f"{folder} is no artifact, so it is not overwritten. Choose a new folder with --out.")
+    old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
+    folder.rename(old)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _plain_name(name: object) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is not None
+
+
+def _manifest_hash(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(to_json({k: v for k, v in record.items() if k != "sha256"}).encode()).hexdigest()
+
+
+def is_artifact(folder: Path | str) -> bool:
+    """Whether a folder holds a manifest (which may still turn out damaged)."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def read_manifest(folder: Path | str, kind: str | None = None) -> dict[str, Any]:
+    """The verified manifest of an artifact folder.
+
+    Args:
+        folder: the artifact.
+        kind: the kind that is wanted; None takes any.
+
+    Raises:
+        ArtifactError: no artifact, altered, truncated, written by a newer version, or of another kind.
+    """
+    folder = Path(folder)
+    if not is_artifact(folder):
+        raise ArtifactError(_no_artifact(folder))
+    try:
+        record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder / MANIFEST} cannot be read ({error}): it is damaged. {_AGAIN}") from error
+    if not isinstance(record, dict) or not isinstance(record.get("schema"), int) or "kind" not in record:
+        raise ArtifactError(f"{folder / MANIFEST} is no manifest of an artifact: 'schema' or 'kind' is missing.")
+    if record["schema"] > SCHEMA:
+        raise ArtifactError(
+            f"{folder} has schema {record['schema']} and this Netsmith reads up to {SCHEMA}: it was written by a newer "
+            "version. Upgrade with: pip install --upgrade netsmith"
+        )
+    if record.get("sha256") != _manifest_hash(record):
+        raise ArtifactError(f"{folder / MANIFEST} was altered after it was written: its hash differs. {_AGAIN}")
+    if kind is not None and record["kind"] != kind:
+        raise ArtifactError(f"{folder} is an artifact of kind '{record['kind']}', expected kind '{kind}'.")
+    for name, entry in record.get("files", {}).items():
+        _check_file(folder, name, entry)
+    return record
+
+
+_AGAIN = "Copy the artifact again from where it came, or build it anew."
+
+
+def _no_artifact(folder: Path) -> str:
+    if not folder.exists():
+        beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+        hint = did_you_mean(folder.name, beside) if beside else f"{folder.parent} does not exist either."
+        return f"There is no folder {folder}, expected an artifact. {hint}".rstrip()
+    if not folder.is_dir():
+        return f"{folder} is a file, expected an artifact folder (one with {MANIFEST})."
+    if is_artifact(folder / "artifact"):
+        return f"{folder} is an output folder; the artifact in it is {folder / 'artifact'}: name that."
+    return f"{folder} is no artifact: it has no {MANIFEST}."
+
+
+def _check_file(folder: Path, name: object, entry: object) -> None:
+    if not _plain_name(name):
+        raise ArtifactError(f"{folder / MANIFEST} lists {name!r}, which is no plain file name: refused.")
+    assert isinstance(name, str)
+    if (
+        not isinstance(entry, dict)
+        or not isinstance(entry.get("sha256"), str)
+        or not isinstance(entry.get("bytes"), int)
+    ):
+        raise ArtifactError(f"{folder / MANIFEST} has no hash and size for {name}. {_AGAIN}")
+    if name == CARD:
+        return  # people may edit the card; nothing is read from it
+    file = folder / name
+    if not file.is_file():
+        raise ArtifactError(f"{folder} lacks {name}, which its manifest lists. {_AGAIN}")
+    size = file.stat().st_size
+    if size < entry["bytes"]:
+        raise ArtifactError(f"{file} is truncated: {size} bytes, expected {entry['bytes']}. {_AGAIN}")
+    if size > entry["bytes"]:
+        raise ArtifactError(f"{file} was altered: {size} bytes, expected {entry['bytes']}. {_AGAIN}")
+
+
+def read_tensors(folder: Path | str, file: str = "weights.safetensors") -> dict[str, Tensor]:
+    """The tensors of one file of an artifact, verified against the manifest's hash.
+
+    Raises:
+        ArtifactError: as `read_manifest`, or the file is altered or not listed.
+    """
+    folder = Path(folder)
+    files = read_manifest(folder)["files"]
+    if file not in files:
+        raise ArtifactError(f"The manifest of {folder} lists no {file}. {did_you_mean(file, files)}")
+    data = (folder / file).read_bytes()
+    if hashlib.sha256(data).hexdigest() != files[file]["sha256"]:
+        raise ArtifactError(f"{folder / file} was altered after it was written: its hash differs. {_AGAIN}")
+    try:
+        return tensors_from_bytes(data)
+    except SafetensorError as error:
+        raise ArtifactError(f"{folder / file} is no safetensors file ({error}). {_AGAIN}") from error
+
+
+def verify(folder: Path | str) -> dict[str, Any]:
+    """Check every tensor file of an artifact against its hash; returns the manifest. Raises ArtifactError."""
+    record = read_manifest(folder)
+    for name in record["files"]:
+        if name != CARD:
+            read_tensors(folder, name)
+    return record
+
+
+def load(folder: Path | str) -> nn.Module:
+    """The module held by an artifact folder, in eval mode, on the CPU.
+
+    Raises:
+        ArtifactError: the folder is no artifact, is damaged, or of a kind that no loader knows.
+    """
+    record = read_manifest(folder)
+    kind = str(record["kind"])
+    if kind not in _loaders:
+        raise ArtifactError(f"{folder} is of kind '{kind}', which cannot be loaded. {did_you_mean(kind, _loaders)}")
+    with torch.random.fork_rng(devices=[]):  # building a module draws its initial weights: not from the caller's stream
+        return _loaders[kind](Path(folder)).eval()
