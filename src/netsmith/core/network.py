@@ -1,0 +1,310 @@
+"""One network: loaded by source, its weights checked, its preprocessing and provenance known."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from netsmith.core import artifact
+from netsmith.core.cache import digest
+from netsmith.core.libraries import build, commercial_use, facts
+from netsmith.core.output import sha256_file
+from netsmith.core.sources import Facts, Source, parse_source
+from netsmith.core.weights import load_state, load_weights_file, mismatch
+from netsmith.errors import ArtifactError, DataError, SourceError
+
+_log = logging.getLogger("netsmith.zoo")
+_INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a network expects of its images: `input_size` is (channels, height, width); `mean`, `std` per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input_size: tuple[int, int, int]
+    interpolation: str = "bilinear"
+
+    def __call__(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
+        """Images with values in [0, 1] resized (antialiased) where they are of another size, then normalised.
+
+        Raises:
+            DataError: the images have another number of channels.
+        """
+        channels, height, width = self.input_size
+        if images.shape[1] != channels:
+            raise DataError(
+                f"The network takes images of {channels} channels and these have {images.shape[1]} "
+                f"(shape {tuple(images.shape)}). Convert the images, or build the network for them (input_size)."
+            )
+        if images.shape[2:] != (height, width):
+            if self.interpolation == "nearest":
+                images = F.interpolate(images, (height, width), mode="nearest-exact")
+            else:
+                resized = F.interpolate(images, (height, width), mode=self.interpolation, antialias=True)
+                images = resized.clamp(0, 1)  # bicubic overshoots
+        mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, dtype=images.dtype, device=images.device).view(-1, 1, 1)
+        return (images - mean) / std
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as a manifest keeps them under `preprocess`."""
+        return {
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "input_size": list(self.input_size),
+            "interpolation": self.interpolation,
+        }
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Preprocess:
+        """The inverse of `to_json`."""
+        channels, height, width = value["input_size"]
+        mean, std = tuple(map(float, value["mean"])), tuple(map(float, value["std"]))
+        return Preprocess(mean, std, (int(channels), int(height), int(width)), str(value["interpolation"]))
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a network comes from; `sha256` is of the weights file or, without a local one, of the state dict."""
+
+    source: str
+    weights: str | None = None
+    sha256: str | None = None
+    licence: str | None = None
+    url: str | None = None
+    commercial: bool | None = None
+
+
+@dataclass
+class Network:
+    """A loaded network, in eval mode, on the CPU. It gives `(n, num_classes)` for images that `preprocess` prepared."""
+
+    name: str
+    source: str
+    model: nn.Module
+    preprocess: Preprocess
+    num_classes: int
+    provenance: Provenance
+
+
+def load_source(
+    source: str | nn.Module,
+    *,
+    name: str | None = None,
+    pretrained: bool = True,
+    num_classes: int | None = None,
+    input_size: Sequence[int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    seed: int = 0,
+    licence: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    base: Path | None = None,
+) -> Network:
+    """Load a network by its source string, or take a module as it is.
+
+    Args:
+        source: `timm:NAME`, `torchvision:NAME`, `netsmith:NAME`, `py:PATH.py:FUNCTION` (your code: it is run), each
+            optionally with `#WEIGHTS`, a local file; the folder of an artifact; or a module, which is put into eval
+            mode (its parameters are shared, not copied).
+        name: what to call it.
+        pretrained: whether to fetch the library's weights (timm, torchvision); otherwise they are random.
+        num_classes: classes of the head, where the source does not tell; must agree where it does.
+        input_size: (channels, height, width) of its input, where the source does not tell or another one is wanted.
+        mean: per channel, of images in [0, 1].
+        std: likewise.
+        seed: of random weights.
+        licence: of the weights, where the source does not tell.
+        options: further arguments of the function that builds the network.
+        base: folder that relative paths in `source` start from; default: the working folder.
+
+    Raises:
+        SourceError: nothing of that name, or it cannot be built or fetched.
+        WeightsError: the weights file cannot be read or does not fit.
+        ArtifactError: an artifact folder is damaged.
+    """
+    size = None if input_size is None else _triple(input_size)
+    parsed = None if isinstance(source, nn.Module) else parse_source(source, base)
+    called = name or (type(source).__name__.lower() if parsed is None else speakable(parsed.default_name))
+    if parsed is None:
+        assert isinstance(source, nn.Module)
+        known, model, weights_hash = Facts(mean=(0.0,), std=(1.0,)), source, None
+    elif parsed.scheme == "artifact":
+        known, model, weights_hash = _open_artifact(parsed)
+    else:
+        known = facts(parsed, pretrained=pretrained)
+        wanted = builder_options(parsed, known, num_classes, size, options, pretrained)
+        model = build(parsed, pretrained=pretrained, seed=seed, options=wanted)
+        weights_hash = _load_local(parsed, model)
+    model.eval()
+    preprocess = _preprocess(called, model, known, size, mean, std)
+    text = f"module:{type(model).__name__}" if parsed is None else str(parsed)
+    return Network(
+        name=called,
+        source=text,
+        model=model,
+        preprocess=preprocess,
+        num_classes=_count_classes(called, model, preprocess, num_classes),
+        provenance=Provenance(
+            source=text,
+            weights=known.weights,
+            sha256=weights_hash or digest(model.state_dict()),
+            licence=licence or known.licence,
+            url=known.url,
+            commercial=commercial_use(licence) if licence else known.commercial,
+        ),
+    )
+
+
+def _triple(size: Sequence[int]) -> tuple[int, int, int]:
+    if len(size) != 3 or min(size) < 1:
+        raise SourceError(f"input_size is (channels, height, width), got {list(size)}.")
+    return (int(size[0]), int(size[1]), int(size[2]))
+
+
+def speakable(name: str) -> str:
+    """A name with everything replaced that a block's name (`network[0:3]`) or a file's could not bear."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
+
+
+def _open_artifact(source: Source) -> tuple[Facts, nn.Module, str | None]:
+    known = facts(source)
+    manifest = artifact.read_manifest(source.name)
+    if source.detail is not None and manifest["kind"] != "morph":
+        raise SourceError(
+            f"'{source}': only a morphable artifact has sizes, and {source.name} is of kind '{manifest['kind']}'. "
+            f"Name it without '@{source.detail}'."
+        )
+    if source.detail is not None:
+        raise SourceError(f"'{source}': this version cannot read a morphable artifact at a size.")
+    known = replace(known, weights="weights.safetensors", licence=manifest.get("licence"))
+    known = replace(known, commercial=manifest.get("commercial"), num_classes=manifest.get("num_classes"))
+    if "preprocess" in manifest:
+        try:
+            found = Preprocess.from_json(manifest["preprocess"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"The manifest of {source.name} has a 'preprocess' that cannot be read: {error}"
+            ) from error
+        known = replace(known, mean=found.mean, std=found.std)
+        known = replace(known, input_size=found.input_size, interpolation=found.interpolation)
+    return known, artifact.load(source.name), None
+
+
+def builder_options(
+    source: Source,
+    known: Facts,
+    num_classes: int | None,
+    size: tuple[int, int, int] | None,
+    options: Mapping[str, Any] | None,
+    pretrained: bool,
+) -> dict[str, Any]:
+    """What a builder is told of classes and input, in the words of its library; the user's own options win."""
+    wanted: dict[str, Any] = {}
+    fetched = pretrained and source.weights is None and source.scheme in {"timm", "torchvision"}
+    if num_classes is not None and source.scheme != "py":
+        if fetched and known.num_classes not in (None, num_classes):
+            raise SourceError(
+                f"The weights of '{source}' have {known.num_classes} classes, not {num_classes}; another head would be "
+                "random. Leave num_classes out (a new head is fitted to your data later), or set pretrained: false."
+            )
+        wanted["num_classes"] = num_classes
+    if size is not None and source.scheme == "netsmith":
+        if size[1] != size[2]:
+            raise SourceError(f"'{source}' takes square images, got input_size {list(size)}.")
+        wanted.update(in_channels=size[0], image_size=size[1])
+    if size is not None and source.scheme == "timm":
+        if size[0] != 3:
+            wanted["in_chans"] = size[0]
+        if known.fixed_size and size != known.input_size:
+            wanted["img_size"] = size[1:]
+    return {**wanted, **(options or {})}
+
+
+def _load_local(source: Source, model: nn.Module) -> str | None:
+    """Load the file of `#WEIGHTS`; returns its hash."""
+    if source.weights is None:
+        return None
+    state = load_weights_file(source.weights)
+    if source.scheme == "timm" and mismatch(model, state):
+        # timm translates the names in the original checkpoints of many papers
+        translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+        if translate is not None:
+            try:
+                translated = translate(dict(state), model)
+            except Exception as error:
+                _log.info("timm's translation does not apply to %s: %s", source.weights, error)
+            else:
+                state = translated if not mismatch(model, translated) else state
+    load_state(model, state, str(source))
+    return sha256_file(source.weights)
+
+
+def _preprocess(
+    name: str,
+    model: nn.Module,
+    known: Facts,
+    size: tuple[int, int, int] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Preprocess:
+    size = size or known.input_size
+    if size is None:
+        own = getattr(model, "input_size", None)
+        if not isinstance(own, tuple | list) or len(own) != 3:
+            raise SourceError(
+                f"Nothing tells which images '{name}' takes. Give input_size: [channels, height, width], "
+                "such as [3, 32, 32]."
+            )
+        size = _triple(own)
+    means, stds = _per_channel(name, "mean", mean, known.mean, size), _per_channel(name, "std", std, known.std, size)
+    mode = known.interpolation if known.interpolation in _INTERPOLATIONS else "bicubic"
+    return Preprocess(means, stds, size, mode)
+
+
+def _per_channel(
+    name: str, what: str, given: Sequence[float] | None, known: Sequence[float], size: tuple[int, int, int]
+) -> tuple[float, ...]:
+    if given is not None:
+        if len(given) != size[0]:
+            raise SourceError(
+                f"'{name}' takes {size[0]} channels, but its {what} has {len(given)} values: {list(given)}."
+            )
+        return tuple(float(v) for v in given)
+    if len(known) == size[0]:
+        return tuple(known)
+    return (sum(known) / len(known),) * size[0]  # images of other channels than the source speaks of: their mean
+
+
+def _count_classes(name: str, model: nn.Module, preprocess: Preprocess, claimed: int | None) -> int:
+    """Classes that one blank image gives; also finds out whether the network runs at all."""
+    own = getattr(model, "num_classes", None)
+    if claimed is not None and own == claimed and claimed > 0:
+        return claimed
+    if claimed is None and isinstance(own, int) and own > 0:
+        return own
+    try:
+        with torch.inference_mode():
+            out = model(torch.zeros(1, *preprocess.input_size))
+    except Exception as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        size = list(preprocess.input_size)
+        raise SourceError(f"'{name}' does not run on images of {size}: {line}. Give the right input_size.") from error
+    if not isinstance(out, Tensor) or out.ndim != 2:
+        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise SourceError(f"'{name}' gives {shape} for one image, expected one row of class scores: (1, classes).")
+    if claimed is not None and out.shape[1] != claimed:
+        raise SourceError(f"'{name}' gives {out.shape[1]} classes, but num_classes says {claimed}.")
+    return out.shape[1]

@@ -1,0 +1,135 @@
+"""Source strings and the libraries behind them: what a source names, what it would download, and how it is built."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import timm.models
+import torch
+import torchvision.models as tv
+
+from netsmith.errors import SourceError, did_you_mean
+from netsmith.models import BUILDERS
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SCHEMES = ("timm", "torchvision", "netsmith", "py")
+HELP = (
+    "A source is timm:NAME, torchvision:NAME, netsmith:NAME or py:PATH.py:FUNCTION, each optionally with #WEIGHTS "
+    "(a local file), or the folder of an artifact."
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parsed source.
+
+    `scheme` is one of `SCHEMES` or `artifact`; paths are absolute or relative to the working folder.
+    `name` is the architecture (timm's with its tag), the path of a `py:` file, or an artifact's folder; `detail` the
+    weights of torchvision, the function of `py:`, or the size of `DIR@SIZE`.
+    """
+
+    scheme: str
+    name: str
+    detail: str | None = None
+    weights: Path | None = None
+
+    def __str__(self) -> str:
+        if self.scheme == "artifact":
+            return self.name if self.detail is None else f"{self.name}@{self.detail}"
+        joint = {"torchvision": ".", "py": ":"}.get(self.scheme, "")
+        text = f"{self.scheme}:{self.name}" + (f"{joint}{self.detail}" if self.detail else "")
+        return f"{text}#{self.weights}" if self.weights else text
+
+    @property
+    def default_name(self) -> str:
+        """What the network is called unless the zoo says otherwise."""
+        if self.scheme == "timm":
+            return self.name.partition(".")[0]
+        if self.scheme == "py":
+            return self.detail or "network"
+        return Path(self.name).resolve().name if self.scheme == "artifact" else self.name
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a source before anything is downloaded or built."""
+
+    weights: str | None = None
+    licence: str | None = None
+    commercial: bool | None = None
+    url: str | None = None
+    download_bytes: int = 0
+    num_classes: int | None = None
+    input_size: tuple[int, int, int] | None = None
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: str = "bilinear"
+    fixed_size: bool = False
+    note: str = ""
+
+
+def parse_source(text: str, base: Path | None = None) -> Source:
+    """Take a source string apart; relative paths in it are relative to `base` (default: the working folder).
+
+    Raises:
+        SourceError: empty, an unknown library, or no folder of that name.
+    """
+    text = text.strip()
+    if not text:
+        raise SourceError(f"A source is empty. {HELP}")
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme in SCHEMES:
+        rest, _, weights = rest.partition("#")
+        if not rest:
+            raise SourceError(f"'{text}' names nothing after '{scheme}:'. {HELP}")
+        file = _anchor(weights, base) if weights else None
+        if scheme == "torchvision":
+            rest, _, tag = rest.partition(".")
+            return Source(scheme, rest, tag or None, file)
+        if scheme == "py":
+            path, colon, function = rest.rpartition(":")
+            if not colon or not path.endswith(".py") or not function:
+                raise SourceError(f"'{text}' must be py:PATH.py:FUNCTION, such as py:my/networks.py:small_net.")
+            return Source(scheme, str(_anchor(path, base)), function, file)
+        return Source(scheme, rest, None, file)
+    if colon and scheme == "hf":
+        raise SourceError(f"'{text}': sources of the kind hf: are not supported yet. {HELP}")
+    return _parse_folder(text, base)
+
+
+def _parse_folder(text: str, base: Path | None) -> Source:
+    folder = _anchor(text, base)
+    if folder.is_dir():
+        return Source("artifact", str(folder))
+    stem, at, size = text.rpartition("@")
+    if at and _anchor(stem, base).is_dir():
+        return Source("artifact", str(_anchor(stem, base)), size)
+    scheme, colon, _ = text.partition(":")
+    if colon and "/" not in scheme:
+        raise SourceError(f"'{text}' is of an unknown kind '{scheme}:'. {did_you_mean(scheme, SCHEMES)} {HELP}")
+    plain = text.partition("#")[0]
+    homes = [s for s, known in _names().items() if plain.partition(".")[0] in known]
+    hint = "Did you mean " + " or ".join(f"'{s}:{text}'" for s in homes) + "? " if homes else ""
+    raise SourceError(f"'{text}' is neither a source nor the folder of an artifact. {hint}{HELP}")
+
+
+def _names() -> dict[str, list[str]]:
+    return {"netsmith": list(BUILDERS), "timm": timm.list_models(), "torchvision": tv.list_models(module=tv)}
+
+
+def _anchor(path: str, base: Path | None) -> Path:
+    found = Path(path).expanduser()
+    return found if found.is_absolute() or base is None else base / found
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """A random stream of its own on the CPU; afterwards the caller's goes on as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -1,0 +1,163 @@
+"""The zoo: the networks at hand, as entries of a file, described without loading, and loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from netsmith.core import artifact
+from netsmith.core.libraries import commercial_use, facts, state_values
+from netsmith.core.network import Network, Preprocess, Provenance, builder_options, load_source, speakable
+from netsmith.core.sources import parse_source
+from netsmith.core.weights import load_state, load_weights_file
+from netsmith.errors import SourceError
+
+__all__ = [
+    "Network",
+    "Preprocess",
+    "Provenance",
+    "SourceInfo",
+    "ZooEntry",
+    "describe_source",
+    "load_source",
+    "load_state",
+    "load_weights_file",
+    "load_zoo",
+]
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What loading a source would take: known without network, weights or user code.
+
+    `download_bytes` is 0 when nothing has to be fetched; `params` is None when only running user code would tell.
+    """
+
+    name: str
+    source: str
+    weights: str | None
+    params: int | None
+    download_bytes: int
+    licence: str | None
+    commercial: bool | None
+    url: str | None
+    note: str
+
+
+class ZooEntry(BaseModel):
+    """One network of a zoo, as a config file names it; a bare string is its source."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = Field(description="timm:NAME, torchvision:NAME, netsmith:NAME, py:PATH.py:FUNCTION or a folder")
+    name: str | None = Field(None, description="what to call it; default: the architecture's name")
+    num_classes: int | None = Field(None, ge=1, description="classes of its head")
+    input_size: tuple[int, int, int] | None = Field(None, description="channels, height, width")
+    mean: tuple[float, ...] | None = Field(None, description="per channel, of images in [0, 1]")
+    std: tuple[float, ...] | None = Field(None, description="per channel, of images in [0, 1]")
+    licence: str | None = Field(None, description="licence of its weights")
+    options: dict[str, Any] = Field(default_factory=dict, description="arguments of the function that builds it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_source(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+    @field_validator("name")
+    @classmethod
+    def _speakable(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9_.-]+", value):
+            raise ValueError(f"a name is letters, digits, '_', '.' and '-', got '{value}'")
+        return value
+
+    @field_validator("input_size")
+    @classmethod
+    def _positive(cls, value: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+        if value is not None and min(value) < 1:
+            raise ValueError(f"expected three numbers of at least 1 (channels, height, width), got {list(value)}")
+        return value
+
+    @field_validator("std")
+    @classmethod
+    def _not_zero(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and (not value or min(value) <= 0):
+            raise ValueError(f"expected numbers greater than 0, one a channel, got {list(value)}")
+        return value
+
+    def anchored(self, base: Path) -> ZooEntry:
+        """The same entry with the relative paths in its source made relative to the folder `base`."""
+        try:
+            return self.model_copy(update={"source": str(parse_source(self.source, base))})
+        except SourceError:
+            return self  # loading it will say what is wrong, in full
+
+
+def describe_source(source: str | ZooEntry, *, pretrained: bool = True) -> SourceInfo:
+    """What loading a source would take, without network, weights or user code.
+
+    Raises:
+        SourceError: nothing of that name. ArtifactError: an artifact folder is damaged.
+    """
+    entry = (
+        source
+        if isinstance(source, ZooEntry)
+        else ZooEntry.model_validate({"source": source, "options": dict(options or {})})
+    )
+    parsed = parse_source(entry.source)
+    known = facts(parsed, pretrained=pretrained)
+    params: int | None = None
+    if parsed.scheme == "artifact":
+        manifest = artifact.read_manifest(parsed.name)
+        known = replace(known, licence=manifest.get("licence"), commercial=manifest.get("commercial"))
+        params = manifest.get("params")
+    elif parsed.scheme != "py":
+        wanted = builder_options(parsed, known, entry.num_classes, entry.input_size, entry.options, pretrained)
+        params = state_values(parsed, wanted, parameters=True)
+    return SourceInfo(
+        name=entry.name or speakable(parsed.default_name),
+        source=str(parsed),
+        weights=known.weights,
+        params=params,
+        download_bytes=known.download_bytes,
+        licence=entry.licence or known.licence,
+        commercial=commercial_use(entry.licence) if entry.licence else known.commercial,
+        url=known.url,
+        note=known.note,
+    )
+
+
+def load_zoo(entries: Sequence[ZooEntry], *, pretrained: bool = True, seed: int = 0) -> tuple[Network, ...]:
+    """Load every entry, in order.
+
+    Raises:
+        SourceError: two entries have one name; or as `load_source`.
+    """
+    named: dict[str, str] = {}
+    for entry in entries:
+        name = entry.name or speakable(parse_source(entry.source).default_name)
+        if name in named:
+            raise SourceError(
+                f"Two networks of the zoo are called '{name}': {named[name]} and {entry.source}. "
+                f"Give one of them another name, such as name: {name}_2."
+            )
+        named[name] = entry.source
+    return tuple(
+        load_source(
+            entry.source,
+            name=name,
+            pretrained=pretrained,
+            num_classes=entry.num_classes,
+            input_size=entry.input_size,
+            mean=entry.mean,
+            std=entry.std,
+            seed=seed,
+            licence=entry.licence,
+            options=entry.options,
+        )
+        for name, entry in zip(named, entries, strict=True)
+    )
