@@ -103,11 +103,7 @@ def describe_source(source: str | ZooEntry, *, pretrained: bool = True) -> Sourc
     Raises:
         SourceError: nothing of that name. ArtifactError: an artifact folder is damaged.
     """
-    entry = (
-        source
-        if isinstance(source, ZooEntry)
-        else ZooEntry.model_validate({"source": source, "options": dict(options or {})})
-    )
+    entry = ZooEntry.model_validate(source)
     parsed = parse_source(entry.source)
     known = facts(parsed, pretrained=pretrained)
     params: int | None = None
