@@ -26,6 +26,7 @@ from torch import nn
 from netsmith.core.artifact import is_artifact
 from netsmith.core.cache import digest
 from netsmith.core.sources import HELP, Facts, Source, seeded
+from netsmith.core.weights import check_weights_file
 from netsmith.errors import SourceError, did_you_mean
 from netsmith.models import BUILDERS
 
@@ -43,6 +44,17 @@ def facts(source: Source, *, pretrained: bool = True) -> Facts:
         # the library's licence speaks of the library's weights, not of a local file
         return replace(found, weights=str(source.weights), licence=None, commercial=None, url=None, download_bytes=0)
     return found
+
+
+def check_source(source: Source) -> None:
+    """Whether the names and files of a source exist; quick, and nothing is built, fetched or run.
+
+    Raises:
+        SourceError: they do not, with the nearest names. WeightsError: the weights file is missing or no checkpoint.
+    """
+    _FACTS[source.scheme](source, False)
+    if source.weights is not None:
+        check_weights_file(source.weights)
 
 
 def build(source: Source, *, pretrained: bool, seed: int, options: Mapping[str, Any]) -> nn.Module:

@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,11 @@ class Provenance:
 
 @dataclass
 class Network:
-    """A loaded network, in eval mode, on the CPU. It gives `(n, num_classes)` for images that `preprocess` prepared."""
+    """A loaded network, in eval mode, on the CPU.
+
+    It gives `(n, num_classes)` for images that `preprocess` prepared; `num_classes` 0 means that it has no classifier
+    and gives features.
+    """
 
     name: str
     source: str
@@ -97,6 +101,8 @@ class Network:
     preprocess: Preprocess
     num_classes: int
     provenance: Provenance
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What was asked of the function that builds it, beyond classes and input size."""
 
 
 def load_source(
@@ -165,6 +171,7 @@ def load_source(
             url=known.url,
             commercial=commercial_use(licence) if licence else known.commercial,
         ),
+        options=dict(options or {}),
     )
 
 
@@ -291,9 +298,7 @@ def _per_channel(
 def _count_classes(name: str, model: nn.Module, preprocess: Preprocess, claimed: int | None) -> int:
     """Classes that one blank image gives; also finds out whether the network runs at all."""
     own = getattr(model, "num_classes", None)
-    if claimed is not None and own == claimed and claimed > 0:
-        return claimed
-    if claimed is None and isinstance(own, int) and own > 0:
+    if isinstance(own, int) and not isinstance(own, bool) and claimed in (None, own):
         return own
     try:
         with torch.inference_mode():

@@ -38,7 +38,7 @@ def load_weights_file(path: Path | str) -> dict[str, Tensor]:
         WeightsError: the file is missing, truncated, no checkpoint, or a pickle with code in it.
     """
     path = Path(path)
-    _check_file(path)
+    check_weights_file(path)
     if path.suffix.lower() in SAFE_SUFFIXES:
         content: object = _read_safetensors(path)
     else:
@@ -46,7 +46,8 @@ def load_weights_file(path: Path | str) -> dict[str, Tensor]:
     return _plain_names(_unwrap(content, path), path)
 
 
-def _check_file(path: Path) -> None:
+def check_weights_file(path: Path) -> None:
+    """Whether a file is there and could be a checkpoint, by its first bytes. Raises WeightsError."""
     known = SAFE_SUFFIXES + TORCH_SUFFIXES
     if path.is_dir():
         raise WeightsError(

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from netsmith.core import artifact
-from netsmith.core.libraries import commercial_use, facts, state_values
+from netsmith.core.document import load_document
+from netsmith.core.libraries import check_source, commercial_use, facts, state_values
 from netsmith.core.network import Network, Preprocess, Provenance, builder_options, load_source, speakable
 from netsmith.core.sources import parse_source
 from netsmith.core.weights import load_state, load_weights_file
@@ -23,11 +24,13 @@ __all__ = [
     "Provenance",
     "SourceInfo",
     "ZooEntry",
+    "check_names",
     "describe_source",
     "load_source",
     "load_state",
     "load_weights_file",
     "load_zoo",
+    "load_zoo_file",
 ]
 
 
@@ -55,18 +58,28 @@ class ZooEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str = Field(description="timm:NAME, torchvision:NAME, netsmith:NAME, py:PATH.py:FUNCTION or a folder")
-    name: str | None = Field(None, description="what to call it; default: the architecture's name")
-    num_classes: int | None = Field(None, ge=1, description="classes of its head")
-    input_size: tuple[int, int, int] | None = Field(None, description="channels, height, width")
-    mean: tuple[float, ...] | None = Field(None, description="per channel, of images in [0, 1]")
-    std: tuple[float, ...] | None = Field(None, description="per channel, of images in [0, 1]")
-    licence: str | None = Field(None, description="licence of its weights")
+    name: str | None = Field(default=None, description="what to call it; default: the architecture's name")
+    num_classes: int | None = Field(default=None, ge=1, description="classes of its head")
+    input_size: tuple[int, int, int] | None = Field(default=None, description="channels, height, width")
+    mean: tuple[float, ...] | None = Field(default=None, description="per channel, of images in [0, 1]")
+    std: tuple[float, ...] | None = Field(default=None, description="per channel, of images in [0, 1]")
+    licence: str | None = Field(default=None, description="licence of its weights")
     options: dict[str, Any] = Field(default_factory=dict, description="arguments of the function that builds it")
 
     @model_validator(mode="before")
     @classmethod
     def _bare_source(cls, value: Any) -> Any:
         return {"source": value} if isinstance(value, str) else value
+
+    @field_validator("source")
+    @classmethod
+    def _there(cls, value: str, info: ValidationInfo) -> str:
+        if not info.context or "base" not in info.context:
+            return value
+        # read from a file: its paths start there, and a name that does not exist is a fault of this line
+        parsed = parse_source(value, info.context["base"])
+        check_source(parsed)
+        return str(parsed)
 
     @field_validator("name")
     @classmethod
@@ -89,12 +102,21 @@ class ZooEntry(BaseModel):
             raise ValueError(f"expected numbers greater than 0, one a channel, got {list(value)}")
         return value
 
-    def anchored(self, base: Path) -> ZooEntry:
-        """The same entry with the relative paths in its source made relative to the folder `base`."""
-        try:
-            return self.model_copy(update={"source": str(parse_source(self.source, base))})
-        except SourceError:
-            return self  # loading it will say what is wrong, in full
+    def called(self) -> str:
+        """The name it goes by in the zoo."""
+        return self.name or speakable(parse_source(self.source).default_name)
+
+
+class _ZooFile(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    networks: tuple[ZooEntry, ...] = Field(min_length=1)
+
+    @field_validator("networks")
+    @classmethod
+    def _named(cls, value: tuple[ZooEntry, ...]) -> tuple[ZooEntry, ...]:
+        check_names(value)
+        return value
 
 
 def describe_source(source: str | ZooEntry, *, pretrained: bool = True) -> SourceInfo:
@@ -115,7 +137,7 @@ def describe_source(source: str | ZooEntry, *, pretrained: bool = True) -> Sourc
         wanted = builder_options(parsed, known, entry.num_classes, entry.input_size, entry.options, pretrained)
         params = state_values(parsed, wanted, parameters=True)
     return SourceInfo(
-        name=entry.name or speakable(parsed.default_name),
+        name=entry.called(),
         source=str(parsed),
         weights=known.weights,
         params=params,
@@ -127,21 +149,41 @@ def describe_source(source: str | ZooEntry, *, pretrained: bool = True) -> Sourc
     )
 
 
-def load_zoo(entries: Sequence[ZooEntry], *, pretrained: bool = True, seed: int = 0) -> tuple[Network, ...]:
-    """Load every entry, in order.
+def check_names(entries: Sequence[ZooEntry]) -> tuple[str, ...]:
+    """The names of the entries, in order.
 
     Raises:
-        SourceError: two entries have one name; or as `load_source`.
+        SourceError: two entries have one name.
     """
     named: dict[str, str] = {}
     for entry in entries:
-        name = entry.name or speakable(parse_source(entry.source).default_name)
+        name = entry.called()
         if name in named:
             raise SourceError(
                 f"Two networks of the zoo are called '{name}': {named[name]} and {entry.source}. "
                 f"Give one of them another name, such as name: {name}_2."
             )
         named[name] = entry.source
+    return tuple(named)
+
+
+def load_zoo_file(path: Path | str) -> tuple[ZooEntry, ...]:
+    """The entries of a zoo file: YAML with one key, `networks`, a list of sources or of sections (see `ZooEntry`).
+
+    Relative paths in it start from its own folder, and come out absolute.
+
+    Raises:
+        ConfigError: the file cannot be read or has faults: all at once, with lines.
+    """
+    return load_document(Path(path), _ZooFile).networks
+
+
+def load_zoo(entries: Sequence[ZooEntry], *, pretrained: bool = True, seed: int = 0) -> tuple[Network, ...]:
+    """Load every entry, in order.
+
+    Raises:
+        SourceError: two entries have one name; or as `load_source`.
+    """
     return tuple(
         load_source(
             entry.source,
@@ -155,5 +197,5 @@ def load_zoo(entries: Sequence[ZooEntry], *, pretrained: bool = True, seed: int 
             licence=entry.licence,
             options=entry.options,
         )
-        for name, entry in zip(named, entries, strict=True)
+        for name, entry in zip(check_names(entries), entries, strict=True)
     )
