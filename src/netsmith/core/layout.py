@@ -1,0 +1,187 @@
+"""How the tensor at a cut is laid out: images with channels first or last, or tokens.
+
+Read from what the network does with the tensor: a convolution says where the channels are, so does a layer norm or a
+linear layer over the last axis. Only where nothing speaks do the sizes decide.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from netsmith.core.record import Recording, Ref, Step
+
+Kind = Literal["NCHW", "NHWC", "NLC", "NC"]
+
+_SECOND = frozenset(
+    {
+        "conv2d",
+        "conv_transpose2d",
+        "batch_norm",
+        "group_norm",
+        "instance_norm",
+        "max_pool2d",
+        "avg_pool2d",
+        "adaptive_avg_pool2d",
+        "adaptive_max_pool2d",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "interpolate",
+        "conv1d",
+    }
+)
+_LAST = frozenset({"linear", "layer_norm", "rms_norm"})
+_FIRST_MODULES = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.Upsample,
+    nn.PixelShuffle,
+)
+_LAST_MODULES = (nn.Linear, nn.LayerNorm, nn.MultiheadAttention)
+_REACH = 60  # how many steps from the cut evidence is looked for
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a tensor at a cut is laid out.
+
+    `kind` names the axes after the batch; `channels` is their C; `grid` is `(h, w)`, None where it is unknown; `prefix`
+    counts leading tokens that stand for no position (class and distillation tokens, registers), for NLC only.
+    """
+
+    kind: Kind
+    channels: int
+    grid: tuple[int, int] | None
+    prefix: int = 0
+
+    def __str__(self) -> str:
+        grid = f" {self.grid[0]}x{self.grid[1]}" if self.grid else ""
+        return f"{self.kind} {self.channels}{grid}{f' +{self.prefix}' if self.prefix else ''}"
+
+
+class Layouts:
+    """Finds layouts of the outputs of one recording that looks into every module."""
+
+    def __init__(self, recording: Recording, image: tuple[int, ...]) -> None:
+        self.recording = recording
+        self.image = image
+        self._readers: dict[int, list[Step]] = {}
+        for step in recording.steps:
+            for ref in step.refs():
+                self._readers.setdefault(ref.step, []).append(step)
+        found = [getattr(m, "num_prefix_tokens", None) for m in recording.model.modules()]
+        self._prefixes = [n for n in dict.fromkeys(found) if isinstance(n, int) and not isinstance(n, bool)]
+
+    def at(self, ref: Ref, shape: tuple[int, ...]) -> Layout | None:
+        """Layout of the output `ref` whose shape without batch is `shape`; None for what no layout describes."""
+        if len(shape) == 1:
+            return Layout("NC", shape[0], None)
+        if len(shape) == 2:
+            if self._channel_axis(ref, 3) == 1:
+                return None
+            prefix, grid = self._tokens(shape[0])
+            return Layout("NLC", shape[1], grid, prefix)
+        if len(shape) != 3:
+            return None
+        axis = self._channel_axis(ref, 4)
+        if axis is None:
+            axis = 1 if self._off(shape[1], shape[2]) <= self._off(shape[0], shape[1]) else 3
+        if axis == 1:
+            return Layout("NCHW", shape[0], (shape[1], shape[2]))
+        return Layout("NHWC", shape[2], (shape[0], shape[1])) if axis == 3 else None
+
+    def _off(self, h: int, w: int) -> float:
+        """How far a grid is from the image's own proportions (0 is exact)."""
+        if len(self.image) != 3:
+            return 0.0
+        return abs(h * self.image[2] - w * self.image[1]) / (w * self.image[1])
+
+    def _tokens(self, length: int) -> tuple[int, tuple[int, int] | None]:
+        """Prefix tokens and grid of a sequence, from the image's own proportions."""
+        if len(self.image) != 3:
+            return 0, None
+        _, height, width = self.image
+        for prefix in dict.fromkeys([*self._prefixes, *range(17)]):
+            spots = length - prefix
+            if spots < 1:
+                continue
+            h = round((spots * height / width) ** 0.5)
+            if h and spots % h == 0 and abs(h * width - (spots // h) * height) < max(height, width) / max(h, 1):
+                return prefix, (h, spots // h)
+        return 0, None
+
+    def _channel_axis(self, ref: Ref, rank: int) -> int | None:
+        """The axis that the nearest operation treats as channels, by breadth-first search along the tensor's way."""
+        start = self.recording.steps[ref.step]
+        axis = _says(self.recording, start, rank, makes=True)
+        if axis is not None:
+            return axis
+        todo: deque[tuple[Step, tuple[int, ...]]] = deque([(start, tuple(range(rank)))])
+        seen = {start.index}
+        for _ in range(_REACH):
+            if not todo:
+                break
+            step, axes = todo.popleft()
+            for reader in self._readers.get(step.index, []):
+                if reader.index in seen:
+                    continue
+                seen.add(reader.index)
+                axis = _says(self.recording, reader, rank)
+                if axis is not None:
+                    return axes[axis]
+                moved = _moved(reader, axes)
+                if moved is not None:
+                    todo.append((reader, moved))
+        return None
+
+
+def _says(recording: Recording, step: Step, rank: int, *, makes: bool = False) -> int | None:
+    """The axis that this operation takes for channels; with `makes`, of its output rather than its input."""
+    shape = step.shapes.get(())
+    if shape is None or len(shape) != rank:
+        return None
+    if step.kind == "module":
+        module = recording.model.get_submodule(step.target)
+        if isinstance(module, _FIRST_MODULES):
+            return 1
+        return rank - 1 if isinstance(module, _LAST_MODULES) else None
+    name = getattr(step.target, "__name__", "")
+    if name == "layer_norm" and len(_shape_argument(step)) != 1:
+        return None
+    if name in _SECOND or name.removeprefix("_") in _SECOND:
+        return 1
+    return rank - 1 if name in _LAST else None
+
+
+def _shape_argument(step: Step) -> Sequence[Any]:
+    given = step.args[1] if len(step.args) > 1 else step.kwargs.get("normalized_shape", ())
+    return given if isinstance(given, (list, tuple)) else (given,)
+
+
+def _moved(step: Step, axes: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Where the axes are after this operation; None where they cannot be followed."""
+    shape = step.shapes.get(())
+    if shape is None or len(shape) != len(axes):
+        return None
+    name = getattr(step.target, "__name__", "")
+    rest = [*step.args[1:], *step.kwargs.values()]
+    if name == "permute":
+        order = rest[0] if rest and isinstance(rest[0], (list, tuple)) else rest
+        return tuple(axes[int(i)] for i in order)
+    if name in ("transpose", "swapaxes"):
+        a, b = int(rest[0]), int(rest[1])
+        moved = list(axes)
+        moved[a], moved[b] = moved[b], moved[a]
+        return tuple(moved)
+    if name in ("reshape", "view", "unflatten", "flatten", "__get__", "matmul", "__matmul__", "einsum"):
+        return None
+    return axes

@@ -1,0 +1,188 @@
+"""Dissection: units, exactness, training of a part, and refusals, on tiny networks."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from netsmith.core.graph import dissect
+from netsmith.errors import DissectionError
+
+
+def plain_cnn(*, inplace: bool = True) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for a, b in [(3, 8), (8, 16), (16, 16), (16, 32), (32, 32)]:
+        layers += [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(inplace=inplace)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+
+
+def test_a_plain_cnn_gives_conv_norm_act_groups():
+    model = plain_cnn()
+    chain = dissect(model, torch.randn(1, 3, 16, 16), name="plain")
+    assert [[type(m).__name__ for m in u.module.children()] for u in chain.units] == [
+        ["Conv2d", "BatchNorm2d", "ReLU"]
+    ] * 4
+    assert [u.out_shape for u in chain.units] == [(16, 16, 16), (16, 16, 16), (32, 16, 16), (32, 16, 16)]
+    assert [type(m).__name__ for m in chain.head.children()] == ["AdaptiveAvgPool2d", "Flatten", "Linear"]
+    assert chain.units[0].layout.kind == "NCHW"
+    assert chain.units[0].layout.grid == (16, 16)
+    assert chain.units[0].params == 8 * 16 * 9 + 16 + 32
+    assert chain.units[0].macs == 8 * 16 * 9 * 256
+    assert chain.params == sum(p.numel() for p in model.parameters())
+    assert chain.cuts[0].shape == (8, 16, 16)
+    assert len(chain.cuts) == len(chain) + 1
+
+
+def test_the_parts_in_order_are_the_network():
+    model = plain_cnn().eval()
+    chain = dissect(model, torch.randn(1, 3, 16, 16))
+    x = torch.randn(5, 3, 16, 16)
+    assert torch.equal(chain(x), model(x))
+    middle = chain.run(0, 2, chain.stem(x))
+    assert torch.equal(chain.head(chain.part(2, 4)(middle)), model(x))
+
+
+class SelfMade(nn.Module):
+    """A residual transformer in plain code: lists of pairs, a class token, batch size read from the input."""
+
+    def __init__(self, d: int = 16) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, d, 2, 2)
+        self.position = nn.Parameter(torch.randn(1, 17, d))
+        self.token = nn.Parameter(torch.randn(1, 1, d))
+        self.layers = nn.ModuleList(
+            nn.ModuleList([nn.Sequential(nn.LayerNorm(d), nn.Linear(d, d), nn.GELU(), nn.Linear(d, d)) for _ in "ab"])
+            for _ in range(3)
+        )
+        self.head = nn.Linear(d, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[0]
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(n, -1, -1), x], 1) + self.position
+        x = F.dropout(x, 0.5, self.training)
+        for attention, feed_forward in self.layers:
+            x = attention(x) + x
+            x = feed_forward(x) + x
+        return self.head(x[:, 0].reshape(n, -1))
+
+
+def test_code_with_lists_tokens_and_batch_sizes_is_cut_between_its_residual_branches():
+    model = SelfMade()
+    model.train()
+    chain = dissect(model, torch.randn(1, 1, 8, 8))
+    assert model.training
+    assert [u.name for u in chain.units] == [f"layers.{i}.{j}" for i in range(3) for j in range(2)]
+    layout = chain.units[0].layout
+    assert (layout.kind, layout.channels, layout.grid, layout.prefix) == ("NLC", 16, (4, 4), 1)
+    model.eval()
+    x = torch.randn(7, 1, 8, 8)
+    assert torch.equal(chain(x), model(x))
+
+
+def test_dropout_in_plain_code_follows_train_and_eval():
+    chain = dissect(SelfMade(), torch.randn(1, 1, 8, 8))
+    stem = copy.deepcopy(chain.stem)
+    x = torch.randn(2, 1, 8, 8)
+    stem.eval()
+    assert torch.equal(stem(x), stem(x))
+    stem.train()
+    assert (stem(x) == 0).float().mean() > 0.3
+
+
+def test_a_part_trains_alone_and_keeps_its_names():
+    model = plain_cnn()
+    chain = dissect(model, torch.randn(1, 3, 16, 16))
+    part = copy.deepcopy(chain.part(1, 3))
+    assert set(part.state_dict()) == {k for k in model.state_dict() if k.split(".")[0] in ("6", "7", "9", "10")}
+    part.train()
+    x = torch.randn(6, 16, 16, 16, requires_grad=True)
+    before = part.get_buffer("7.running_mean").clone()
+    part(x).square().sum().backward()
+    assert x.grad is not None
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in part.named_parameters() if "weight" in n)
+    assert not torch.equal(part.get_buffer("7.running_mean"), before)
+    assert torch.equal(model.get_buffer("7.running_mean"), torch.zeros(16))
+    assert part.to(torch.float64)(torch.randn(2, 16, 16, 16, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_a_part_that_would_change_its_input_gets_a_copy():
+    class PreAct(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(x, inplace=True)
+            return self.conv2(F.relu(self.conv1(x))) + x
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), *[PreAct() for _ in range(5)], nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    chain = dissect(model.eval(), torch.randn(1, 3, 8, 8))
+    x = torch.randn(2, *chain.cuts[1].shape)
+    kept = x.clone()
+    chain.part(1, 3)(x)
+    chain.units[1].module(x)
+    assert torch.equal(x, kept)
+
+
+def test_mode_buffers_and_random_state_are_left_as_found():
+    model = plain_cnn().train()
+    model[1].eval()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    random = torch.get_rng_state()
+    dissect(model, torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert model.training
+    assert not model[1].training
+    assert model[4].training is True
+
+
+class Decides(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = plain_cnn()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 1e9:
+            x = -x
+        return self.layers(x)
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
+
+
+class Two(nn.Module):
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        return image * mask
+
+
+def test_refusals_say_what_was_expected_and_what_came():
+    x = torch.randn(1, 3, 16, 16)
+    with pytest.raises(DissectionError, match=r"reads the values of a tensor .*test_graph.py:\d+\): dynamic control"):
+        dissect(Decides(), x)
+    with pytest.raises(DissectionError, match="returns one tensor, but it returns a tuple of 2"):
+        dissect(Pair(), x)
+    with pytest.raises(DissectionError, match=r"takes one tensor, but its forward needs 2 inputs \(image, mask\)"):
+        dissect(Two(), x)
+    with pytest.raises(DissectionError, match="fails on an example of shape 2x4x16x16: RuntimeError"):
+        dissect(plain_cnn(), torch.randn(1, 4, 16, 16))
+    with pytest.raises(DissectionError, match=r"example batch .* has shape 16"):
+        dissect(plain_cnn(), torch.randn(16))
+    with pytest.raises(DissectionError, match="lin cannot be cut into units: no two points"):
+        dissect(nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), x, name="lin")
+    broken = plain_cnn()
+    nn.init.constant_(broken[6].weight, float("nan"))
+    with pytest.raises(DissectionError, match=r"NaN or infinite values on the example, first in 6 \(Conv2d\)"):
+        dissect(broken, x)
+    chain = dissect(plain_cnn(), x)
+    with pytest.raises(DissectionError, match="dissected for inputs of 3x16x16, but this batch is of 3x8x8; resize"):
+        chain(torch.randn(1, 3, 8, 8))
+    with pytest.raises(IndexError, match="units 0 to 3; there is no 2:6"):
+        chain.part(2, 6)
