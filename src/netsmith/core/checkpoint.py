@@ -1,0 +1,73 @@
+"""The state of a training run on disk: safetensors with JSON in the header. No pickle is written or read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from netsmith.core.cache import independent
+from netsmith.core.output import write_bytes
+from netsmith.errors import TrainingError
+
+LAST = "last.safetensors"
+"""Model, average and optimizer after the last complete epoch: what a run resumes from."""
+
+BEST = "best.safetensors"
+"""State dict of the best epoch so far: a weights file like any other."""
+
+_HEADER = "netsmith"
+
+
+def write_state(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Write one file completely or not at all. Raises OutputError (no space, no permission)."""
+    write_bytes(path, save(independent(tensors), metadata={_HEADER: json.dumps(state)}))
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_state` has written. Raises TrainingError for a damaged file, or one that is not ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = json.loads((file.metadata() or {})[_HEADER])
+            return {key: file.get_tensor(key) for key in file.keys()}, state  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise TrainingError(
+            f"'{path}' is no checkpoint of a training run, or a damaged one ({error}). "
+            f"Delete it, or pass resume=False, to start again"
+        ) from error
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under `prefix.key`."""
+    return {f"{prefix}.{key}": value for key, value in tensors.items()}
+
+
+def unprefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those under `prefix.`, without it."""
+    return {key[len(prefix) + 1 :]: value for key, value in tensors.items() if key.startswith(prefix + ".")}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as `INDEX.NAME` (momentum buffers, moments, step counts)."""
+    return {
+        f"{index}.{name}": value
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave; hyperparameters stay those of `optimizer`."""
+    state = optimizer.state_dict()
+    filled: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        filled.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**state, "state": filled})

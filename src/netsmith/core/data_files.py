@@ -1,0 +1,205 @@
+"""Data sources on disk: `folder:PATH` (one folder a class) and `parquet:PATH` (Hugging Face image parquet)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from netsmith.core.cache import digest
+from netsmith.core.data_registry import DataOptions, Parts, data_source, existing_path, labelled, part_of
+from netsmith.core.decoding import Encoded, decode_set
+from netsmith.core.images import ImageSet
+from netsmith.errors import DataError
+
+_IMAGE_ENDINGS = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"])
+
+
+@data_source("folder")
+def _open_folder(argument: str, options: DataOptions) -> Parts:
+    """Folders of images, one a class; in `train`, `val`/`validation` and `test` folders or all in one."""
+    path = existing_path("folder", argument)
+    if not path.is_dir():
+        raise DataError(f"'folder:{argument}' is a file; a folder with one folder of images a class was expected")
+    folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    found = {part: f for f in folders if (part := part_of(f.name)) is not None}
+    if "train" not in found:
+        classes = _class_names(path)
+        return Parts(_read_folder(path, classes, options))
+    classes = _class_names(found["train"])
+    sets = {part: _read_folder(folder, classes, options) for part, folder in found.items()}
+    return Parts(sets["train"], sets.get("validation"), sets.get("test"))
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    if not names:
+        raise DataError(f"no labels: '{folder}' has no folders; one folder of images a class was expected")
+    return names
+
+
+def _read_folder(folder: Path, classes: tuple[str, ...], options: DataOptions) -> ImageSet:
+    extra = sorted(set(_class_names(folder)) - set(classes))
+    if extra:
+        raise DataError(f"'{folder}' has classes that the train folder lacks: {', '.join(extra[:6])}")
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        here = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in _IMAGE_ENDINGS)
+        files += here
+        labels += [label] * len(here)
+    if not files:
+        raise DataError(f"'{folder}' holds no image ({', '.join(sorted(_IMAGE_ENDINGS))})")
+    ids = [f"{f.relative_to(folder).as_posix()}:{(s := f.stat()).st_size}:{s.st_mtime_ns}" for f in files]
+    encoded = Encoded(lambda i: files[i], lambda i: f"'{files[i]}'", torch.tensor(labels), ids)
+    return decode_set(encoded, classes, size=options.size)
+
+
+@data_source("parquet")
+def _open_parquet(argument: str, options: DataOptions) -> Parts:
+    """Parquet files with an image column (bytes and path) and an integer label column."""
+    path = existing_path("parquet", argument)
+    if path.is_file():
+        return Parts(read_table(_read_parquet([path]), str(path), options, base=path.parent, stamp=_stamp([path])))
+    files = sorted(path.glob("*.parquet")) or sorted(path.glob("*/*.parquet"))
+    if not files:
+        raise DataError(f"'parquet:{argument}': no *.parquet file in '{path}' or in a folder of it")
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        # either train-00000-of-00002.parquet, or train/0000.parquet
+        part = part_of(file.name) or (part_of(file.parent.name) if file.parent != path else None)
+        found.setdefault(part or "", []).append(file)
+    if "train" not in found:
+        if set(found) != {""}:
+            raise DataError(f"'{path}' has files for {', '.join(sorted(filter(None, found)))} but none for train")
+        return Parts(read_table(_read_parquet(files), str(path), options, base=path, stamp=_stamp(files)))
+    tables = {part: _read_parquet(of_part) for part, of_part in found.items() if part}
+    return read_parts(tables, str(path), options, base=path, stamp=_stamp(files))
+
+
+def read_parts(
+    tables: Mapping[str, pa.Table], where: str, options: DataOptions, *, base: Path | None, stamp: str
+) -> Parts:
+    """Parts from the tables of `train` and, where there are such, `validation` and `test`.
+
+    A part without a single label (public test parts often have -1 everywhere) is left out. Class names, when the
+    files have none, are the numbers up to the highest of all parts.
+    """
+    columns = {part: find_columns(table, f"{where} ({part})") for part, table in tables.items()}
+    usable = {
+        part: table
+        for part, table in tables.items()
+        if part == "train" or labelled(_labels(table, columns[part], where))
+    }
+    classes = columns["train"].classes
+    if classes is None:
+        highest = max(int(_labels(t, columns[p], where).max()) for p, t in usable.items() if len(t))
+        classes = tuple(str(c) for c in range(highest + 1))
+    sets = {
+        p: read_table(t, f"{where} ({p})", options, base=base, stamp=f"{stamp}:{p}", classes=classes)
+        for p, t in usable.items()
+    }
+    return Parts(sets["train"], sets.get("validation"), sets.get("test"))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table hold the images and the labels, and the names of the classes if it has them."""
+
+    image: str
+    label: str
+    classes: tuple[str, ...] | None
+
+
+def find_columns(table: pa.Table, where: str) -> Columns:
+    """The image and label column: by the Hugging Face metadata, else by type and usual names. Raises DataError."""
+    features = _features(table.schema)
+    fields = {f.name: f.type for f in table.schema}
+    shown = ", ".join(f"{n}: {t}" for n, t in fields.items())
+    images = [n for n in fields if features.get(n, {}).get("_type") == "Image"] or [
+        n for n, t in fields.items() if pa.types.is_struct(t) and t.get_field_index("bytes") >= 0
+    ]
+    if not images:
+        raise DataError(f"'{where}' has no image column (a struct of bytes and path); its columns are {shown}")
+    image = images[0] if len(images) == 1 else next((n for n in ("image", "img") if n in images), images[0])
+    labels = [n for n in fields if features.get(n, {}).get("_type") == "ClassLabel"] or [
+        n for n, t in fields.items() if pa.types.is_integer(t)
+    ]
+    usual = [n for n in ("label", "labels", "fine_label", "class", "target") if n in labels]
+    if not labels or (len(labels) > 1 and not usual):
+        raise DataError(f"no labels: '{where}' needs one integer column named label; its columns are {shown}")
+    label = usual[0] if usual else labels[0]
+    names = features.get(label, {}).get("names")
+    return Columns(image, label, tuple(str(n) for n in names) if names else None)
+
+
+def read_table(
+    table: pa.Table,
+    where: str,
+    options: DataOptions,
+    *,
+    base: Path | None,
+    stamp: str,
+    classes: Sequence[str] | None = None,
+) -> ImageSet:
+    """The images and labels of one table.
+
+    `base` is where paths of images kept outside of it start; `stamp` changes when its content does.
+    """
+    columns = find_columns(table, where)
+    labels = _labels(table, columns, where)
+    names = tuple(classes or columns.classes or (str(c) for c in range(int(labels.max()) + 1 if len(labels) else 0)))
+    images = table.column(columns.image)
+
+    def fetch(i: int) -> Path | bytes:
+        record = images[i].as_py() or {}
+        if record.get("bytes") is not None:
+            return record["bytes"]
+        if record.get("path") is None:
+            raise DataError(f"row {i} of '{where}' has neither the bytes nor the path of an image")
+        return (base or Path()) / record["path"]
+
+    ids = [f"{stamp}:{i}" for i in range(len(labels))]
+    return decode_set(Encoded(fetch, lambda i: f"row {i} of '{where}'", labels, ids), names, size=options.size)
+
+
+def _labels(table: pa.Table, columns: Columns, where: str) -> Tensor:
+    column = table.column(columns.label)
+    if column.null_count:
+        raise DataError(f"no labels: {column.null_count} rows of '{where}' have none in column '{columns.label}'")
+    return torch.from_numpy(column.to_numpy().astype(np.int64))
+
+
+def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
+    """The features that Hugging Face's `datasets` writes into a schema; empty when it did not write this one."""
+    try:
+        info = json.loads((schema.metadata or {})[b"huggingface"])
+        features = info["info"]["features"]
+        return {name: value for name, value in features.items() if isinstance(value, dict)}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return {}
+
+
+def _read_parquet(files: Sequence[Path]) -> pa.Table:
+    tables = []
+    for file in files:
+        try:
+            tables.append(pq.ParquetFile(file).read())
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"'{file}' is no readable parquet file ({error}): fetch or write it again") from error
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(f"the columns of {', '.join(f.name for f in files)} do not agree ({error})") from error
+
+
+def _stamp(files: Sequence[Path]) -> str:
+    return digest([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files])

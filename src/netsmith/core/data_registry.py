@@ -1,0 +1,93 @@
+"""What every data source needs: the registry, its options, and what a source gives back."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from jaxtyping import Int
+from torch import Tensor
+
+from netsmith.core.images import ImageSet
+from netsmith.errors import DataError, did_you_mean
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How a source is opened.
+
+    Attributes:
+        size: side in pixels to which images are resized; None keeps them.
+        root: where downloaded sets are kept.
+        download: whether a set that is missing there may be downloaded.
+    """
+
+    size: int | None
+    root: Path
+    download: bool
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a source itself provides; what is None is split off deterministically by `open_data`."""
+
+    train: ImageSet
+    validation: ImageSet | None = None
+    test: ImageSet | None = None
+
+
+Opener = Callable[[str, DataOptions], Parts]
+_F = TypeVar("_F", bound=Opener)
+
+DATA_SOURCES: dict[str, Opener] = {}
+"""Openers by the word before the colon of a source."""
+
+
+def data_source(kind: str) -> Callable[[_F], _F]:
+    """Decorator: sources `KIND` and `KIND:ARGUMENT` are opened by this function; it gets the argument, or ""."""
+
+    def register(function: _F) -> _F:
+        DATA_SOURCES[kind] = function
+        return function
+
+    return register
+
+
+def data_root() -> Path:
+    """Folder for downloaded sets: `$NETSMITH_DATA`, or `~/.cache/netsmith/data`."""
+    configured = os.environ.get("NETSMITH_DATA")
+    return Path(configured) if configured else Path.home() / ".cache" / "netsmith" / "data"
+
+
+_PART_NAMES = {
+    "train": "train", "training": "train",
+    "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+
+def part_of(name: str) -> str | None:
+    """Which part a file or folder name stands for (`train-00000-of-00002` is train), or None."""
+    word = re.match(r"[a-z]+", name.lower())
+    return _PART_NAMES.get(word.group()) if word else None
+
+
+def existing_path(kind: str, argument: str) -> Path:
+    """The path in a source `KIND:PATH`. Raises DataError, with the names nearby, if nothing is there."""
+    if not argument:
+        raise DataError(f"'{kind}:' needs a path, as in {kind}:data/flowers")
+    path = Path(argument).expanduser()
+    if not path.exists():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, siblings) if siblings else f"There is no '{path.parent}' either."
+        raise DataError(f"'{kind}:{argument}': there is no '{path}'. {hint}")
+    return path
+
+
+def labelled(labels: Int[Tensor, " n"]) -> bool:
+    """Whether there is any image with a label: public test parts often have -1 for all of them."""
+    return bool((labels >= 0).any())

@@ -1,0 +1,154 @@
+"""What surrounds a training or evaluation: accelerate's state, random numbers, modes; all left as they were found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch import nn
+
+from netsmith.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class Session:
+    """One accelerate session: this process's device and its place among the processes."""
+
+    accelerator: Accelerator
+    device: torch.device
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        return self.accelerator.process_index
+
+    @property
+    def world(self) -> int:
+        """Number of processes."""
+        return self.accelerator.num_processes
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and reports progress."""
+        return self.accelerator.is_main_process
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.accelerator.wait_for_everyone()
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over the processes."""
+        if self.world == 1:
+            return values
+        values = values.to(self.device)
+        torch.distributed.all_reduce(values)
+        return values
+
+    def agree_on_buffers(self, module: nn.Module) -> None:
+        """Give every process the buffers (batch-norm statistics) of the first one."""
+        if self.world > 1:
+            for buffer in module.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+
+@contextmanager
+def session(precision: str, device: str | torch.device | None = None) -> Iterator[Session]:
+    """An accelerate session of its own, on `device` or the best there is; accelerate's global state is put back.
+
+    Raises:
+        TrainingError: the device does not exist or cannot do that precision, or the launched processes did not join.
+    """
+    shared = (AcceleratorState._shared_state, PartialState._shared_state, GradientState._shared_state)
+    kept = [dict(state) for state in shared]
+    for state in shared:
+        state.clear()
+    try:
+        wanted = torch.device(device) if device is not None else None
+        if wanted is not None and wanted.type == "cuda" and not torch.cuda.is_available():
+            raise TrainingError(f"device '{device}' was asked for, but PyTorch sees no CUDA device: use --device cpu")
+        try:
+            accelerator = Accelerator(
+                cpu=wanted is not None and wanted.type == "cpu", mixed_precision=precision, device_placement=False
+            )
+        except (ValueError, RuntimeError) as error:
+            raise TrainingError(
+                f"training with precision '{precision}' cannot start on {device or 'this machine'} ({error}). "
+                f"precision: bf16 works on CPUs as well, precision: no everywhere"
+            ) from error
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if accelerator.num_processes != launched:
+            raise TrainingError(
+                f"{launched} processes were launched but {accelerator.num_processes} joined, so each would train "
+                f"alone: launch with torchrun --nproc_per_node {launched} -m netsmith ..."
+            )
+        joined = wanted is None or accelerator.num_processes > 1
+        yield Session(accelerator, accelerator.device if wanted is None or joined else wanted)
+    finally:
+        for state, before in zip(shared, kept, strict=True):
+            state.clear()
+            state.update(before)
+
+
+@contextmanager
+def own_randomness(device: torch.device) -> Iterator[None]:
+    """Torch's global generators are put back on leaving."""
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        yield
+
+
+@contextmanager
+def kept_modes(model: nn.Module) -> Iterator[None]:
+    """Training and evaluation modes of all modules are put back on leaving."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def chosen_parameters(model: nn.Module, trainable: Callable[[str, nn.Parameter], bool] | None) -> Iterator[None]:
+    """Only parameters for which `trainable(name, parameter)` holds require a gradient meanwhile (None: as they are)."""
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        if trainable is not None:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(trainable(name, parameter))
+        yield
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)
+            parameter.grad = None
+
+
+@contextmanager
+def placed(model: nn.Module, device: torch.device, channels_last: bool) -> Iterator[None]:
+    """The model is on `device`, in that memory format, and goes back to where it was."""
+    first = next(iter(model.parameters()), None)
+    home = first.device if first is not None else torch.device("cpu")
+    model.to(device)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    try:
+        yield
+    finally:
+        model.to(home)
+        if channels_last:
+            model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+
+
+def training_mode(model: nn.Module, frozen_statistics: bool) -> None:
+    """Training mode; parts none of whose parameters is trained stay in evaluation mode if `frozen_statistics`."""
+    model.train()
+    if frozen_statistics:
+        for module in model.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                module.eval()
