@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -11,7 +14,6 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from netsmith.errors import BudgetError
@@ -142,31 +144,48 @@ def count_macs(module: nn.Module, input_shape: tuple[int, ...]) -> int:
     Counted are convolutions and matrix products (`torch.utils.flop_counter`, halved). Nothing is computed: the pass
     runs on shapes only, where fused attention counts in full, which it does not on the CPU in every release of torch.
     """
-    training = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        return _flops(module, input_shape) // 2
-    finally:
-        for m, mode in training.items():
-            m.training = mode
+    state = [*module.parameters(), *module.buffers()]
+    device = next((t.device for t in state), torch.device("cpu"))
+    dtype = next((t.dtype for t in state if t.is_floating_point()), torch.float32)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    # Code that keeps tensors of its own, unregistered, cannot run on meta; fake tensors take those along. Code that
+    # decides by values needs real ones.
+    ways = [
+        (lambda t: torch.empty_like(t, device="meta"), torch.device("meta"), nullcontext()),
+        (fake.from_tensor, device, fake),
+        (lambda t: t.detach().clone(), device, nullcontext()),
+    ]
+    for convert, place, mode in ways[:-1]:
+        try:
+            convert, place, mode = ways[-1]
+    return _flops(module, input_shape, convert, place, dtype, mode) // 2
+        except (RuntimeError, NotImplementedError, TypeError, AttributeError, ValueError):
+            continue
+    convert, place, mode = ways[-1]
+    return _flops(module, input_shape, convert, place, dtype, mode) // 2
 
 
-def _flops(module: nn.Module, input_shape: tuple[int, ...]) -> int:
-    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
+def _flops(
+    module: nn.Module,
+    input_shape: tuple[int, ...],
+    convert: Callable[[Tensor], Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    mode: AbstractContextManager[Any],
+) -> int:
+    """Operations counted in a run of a twin of `module` whose parameters and buffers went through `convert`.
+
+    A twin, because a module may keep what it computes: the original must not come to hold tensors without values.
+    """
+    memo: dict[int, Any] = {}
+    for p in module.parameters():
+        memo[id(p)] = nn.Parameter(convert(p.detach()), requires_grad=False)
+    for b in module.buffers():
+        memo[id(b)] = convert(b)
+    twin = copy.deepcopy(module, memo).eval()
     counter = FlopCounterMode(display=False)
-    try:
-        meta = {name: t.detach().to("meta") for name, t in state.items()}
-        with torch.no_grad(), counter:
-            functional_call(module, meta, (torch.empty(1, *input_shape, device="meta", dtype=dtype),))
-    except (RuntimeError, NotImplementedError, TypeError, AttributeError, ValueError):
-        # Code that mixes in tensors it keeps to itself cannot run on meta; fake tensors take those along.
-        device = next((t.device for t in state.values()), torch.device("cpu"))
-        counter = FlopCounterMode(display=False)
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with torch.no_grad(), mode, counter:
-            fake: dict[str, Tensor] = {name: mode.from_tensor(t.detach()) for name, t in state.items()}
-            functional_call(module, fake, (torch.empty(1, *input_shape, device=device, dtype=dtype),))
+    with torch.no_grad(), mode, counter:
+        twin(torch.zeros(1, *input_shape, device=device, dtype=dtype))
     return counter.get_total_flops()
 
 
@@ -176,7 +195,7 @@ def measure_latency(module: nn.Module, x: Tensor, *, warmup: int = 3, runs: int 
     module.eval()
     times = []
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             for _ in range(warmup):
                 module(x)
             for _ in range(runs):
