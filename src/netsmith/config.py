@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from netsmith.core.data import DATA_SOURCES
 from netsmith.core.document import read_file, validate
@@ -57,7 +57,7 @@ class DataSection(Section):
 
     @field_validator("source")
     @classmethod
-    def _known(cls, value: str, info: ValidationInfo) -> str:
+    def _known(cls, value: str, info: Any) -> str:
         kind = value.partition(":")[0]
         if kind not in DATA_SOURCES:
             raise ValueError(f"unknown data source '{value}'. {did_you_mean(kind, DATA_SOURCES)}")
@@ -198,7 +198,7 @@ class Machine(Section):
         return value
 
 
-def _read_zoo(value: Any, info: ValidationInfo) -> Any:
+def _read_zoo(value: Any, info: Any) -> Any:
     if not isinstance(value, str):
         return value
     base = (info.context or {}).get("base", Path())

@@ -100,9 +100,9 @@ def _read_torch(path: Path) -> object:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|global:?|function) [`']?([\w.]+)", str(error))
-        if found is not None or "weights_only" in str(error).lower().split("please")[0]:
-            what = f" ({found.group(1)})" if found else ""
+        found = re.search(r"GLOBAL ([\w.]+)|function <?([^>]+)", str(error))
+        if found is not None:
+            what = f" ({found.group(1) or found.group(2)})"
             raise WeightsError(
                 f"{path} holds more than tensors: code or objects of classes{what}. It was refused and nothing in it "
                 "was run. Ask its source for safetensors, or, if you trust it, load it yourself and save its "
@@ -114,7 +114,15 @@ def _read_torch(path: Path) -> object:
 
 
 def _damaged(path: Path, error: Exception) -> str:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    # torch wraps the reason in advice to switch the safe reader off, which is not for a user to follow
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(("Weights only load failed", "Check the doc", "("))]
+    line = (
+        (told or [type(error).__name__])[0]
+        .removeprefix("WeightsUnpickler error: ")
+        .partition(". ")[0][:200]
+        .rstrip(".")
+    )
     size = path.stat().st_size
     return (
         f"{path} ({size} bytes) cannot be read as a PyTorch checkpoint: {line}. "

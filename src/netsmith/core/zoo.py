@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from netsmith.core import artifact
+from netsmith.core import trained as _trained  # noqa: F401  its loader must be there when an artifact is a source
 from netsmith.core.document import load_document
 from netsmith.core.libraries import check_source, commercial_use, facts, state_values
 from netsmith.core.network import Network, Preprocess, Provenance, builder_options, load_source, speakable
@@ -73,7 +74,7 @@ class ZooEntry(BaseModel):
 
     @field_validator("source")
     @classmethod
-    def _there(cls, value: str, info: ValidationInfo) -> str:
+    def _there(cls, value: str, info: Any) -> str:
         if not info.context or "base" not in info.context:
             return value
         # read from a file: its paths start there, and a name that does not exist is a fault of this line
