@@ -111,13 +111,22 @@ class Budget(BaseModel):
         assert not unknown, f"no such resource: {unknown}"
         bounds = self.bounds()
         return [
-            f"{name} {format_count(value, _UNITS[name])} is not {bounds[name].text(_UNITS[name])}"
+            _broken(name, value, bounds[name])
             for name, value in values.items()
             if name in bounds and not bounds[name].contains(value)
         ]
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {b.text(_UNITS[name])}" for name, b in self.bounds().items()) or "no bounds"
+
+
+def _broken(name: str, value: float, bound: Bound) -> str:
+    unit = _UNITS[name]
+    text = f"{name} {format_count(value, unit)} is not {bound.text(unit)}"
+    limit = bound.max if bound.max is not None and value > bound.max else bound.min
+    if limit is not None and format_count(value, unit) == format_count(limit, unit):
+        text += f" ({value:,} against {limit:,})"  # apart by less than the rounding shows
+    return text
 
 
 _UNITS = {"params": "", "macs": "", "latency_ms": "ms", "memory_mb": "MB"}
@@ -157,8 +166,7 @@ def count_macs(module: nn.Module, input_shape: tuple[int, ...]) -> int:
     ]
     for convert, place, mode in ways[:-1]:
         try:
-            convert, place, mode = ways[-1]
-    return _flops(module, input_shape, convert, place, dtype, mode) // 2
+            return _flops(module, input_shape, convert, place, dtype, mode) // 2
         except (RuntimeError, NotImplementedError, TypeError, AttributeError, ValueError):
             continue
     convert, place, mode = ways[-1]
