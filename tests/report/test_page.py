@@ -156,8 +156,8 @@ def test_a_budget_that_is_not_met_is_said_loudly(tmp_path, small):
         part["budget"] = {"params": {"min": None, "max": 300_000}, "latency_ms": {"max": 2.0}, "memory_mb": {"max": 64}}
     page = page_of(tmp_path, (summary, details))
     assert "Budget not met" in page.text
-    assert "params 466.22k (at most 300k) (exceeds it)" in page.text
-    assert "latency 3.21 ms (at most 2 ms) (exceeds it)" in page.text
+    assert "params 466.22k (at most 300k) (not met)" in page.text
+    assert "latency 3.21 ms (at most 2 ms) (not met)" in page.text
     assert "memory not measured (at most 64 MB)" in page.text
     assert "(which itself does not meet the budget)" in page.text
 
