@@ -7,11 +7,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from netsmith.core.graph import Chain, Layout, dissect
 from torch import nn
 
+from netsmith.core.graph import Chain, Layout, dissect
 from netsmith.errors import ArtifactError, DataError, DissectionError
-from netsmith.reassembly.representation import Representations, gram, on_grid, pooled, represent, represent_all
+from netsmith.reassembly.representation import (
+    Representations,
+    gram,
+    on_grid,
+    pooled,
+    prefers_channels_last,
+    represent,
+    represent_all,
+)
 
 
 def group(inputs: int, outputs: int, stride: int = 1) -> nn.Module:
@@ -184,6 +192,20 @@ def test_images_of_another_shape_are_refused():
         represent(chain, torch.rand(2, 1, 8, 8))
     with pytest.raises(DataError, match=r"got \(0, 3, 8, 8\)"):
         represent(chain, torch.rand(0, 3, 8, 8))
+
+
+class ViewsItsInput(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x.view(x.shape[0], -1).view(x.shape))
+
+
+def test_code_that_cannot_take_channels_last_is_given_contiguous_batches():
+    head = nn.Sequential(nn.Flatten(), nn.Linear(6 * 64, 2))
+    chain = chain_of(nn.Sequential(group(3, 4), nn.Sequential(ViewsItsInput(), group(4, 5)), group(5, 6), head))
+    images = torch.rand(6, 3, 8, 8)
+    assert not prefers_channels_last(chain, images)
+    assert prefers_channels_last(chain_of(network(4, 6, 8)), images)
+    represent(chain, images)
 
 
 def test_a_zoo_is_represented_on_the_same_images():

@@ -148,6 +148,20 @@ def walk(chain: Chain, batch: Tensor, last: int | None = None) -> Iterator[tuple
         yield index, x
 
 
+def prefers_channels_last(chain: Chain, images: Float[Tensor, "n c h w"]) -> bool:
+    """Whether batches should be handed over channels last: on a CPU convolutions are faster so (1.1 to 1.4 times, seen
+    on resnet18, mobilenetv3, convnext and CIFAR ResNets), unless some code of the network views them as contiguous."""
+    if device_of(chain).type != "cpu":
+        return False
+    try:
+        with evaluating(chain):
+            for _ in walk(chain, images[:1].contiguous(memory_format=torch.channels_last)):
+                pass
+    except RuntimeError:
+        return False
+    return True
+
+
 def check_images(chain: Chain, images: Tensor) -> None:
     """Raises `DataError` unless `images` (n, c, h, w) have the shape the chain was dissected with."""
     if tuple(images.shape[1:]) != tuple(chain.input_shape) or images.shape[0] == 0:
@@ -248,19 +262,21 @@ def represent(
     n = images.shape[0]
     device = device_of(chain) if device is None else torch.device(device)
     store = _Rows(n, memory_limit)
+    order = torch.channels_last if prefers_channels_last(chain, images) else torch.contiguous_format
     try:
         with evaluating(chain):
             for first in range(0, n, batch_size):
                 batch = images[first : first + batch_size].to(device)
-                for cut, x in walk(chain, batch):
+                for cut, x in walk(chain, batch.contiguous(memory_format=order)):
                     rows = pooled(x, chain.cuts[cut].layout, grid, prefix)
                     check_finite(rows, chain, cut, first)
                     store.put(cut, first, rows.cpu())
                 if progress is not None:
                     progress(min(first + batch_size, n), n)
-        kept = [store.tensors[c].clone() for c in range(len(chain.cuts))] if keep_features else None
-        grams = torch.empty(len(chain.cuts), n, n)
-        for cut in range(len(chain.cuts)):
+        cuts = range(len(chain.cuts))
+        kept = [store.tensors[cut].clone() for cut in cuts] if keep_features else None
+        grams = torch.empty(len(cuts), n, n)
+        for cut in cuts:
             # popped: each cut's rows are let go as soon as they are reduced
             grams[cut] = gram(store.tensors.pop(cut).to(device)).cpu()
             check_finite(grams[cut], chain, cut, 0)
