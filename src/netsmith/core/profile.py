@@ -25,8 +25,8 @@ _SUFFIX = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 class Bound:
     """A range of allowed values, both ends included; None leaves an end open."""
 
-    min: float | None = None
-    max: float | None = None
+    min: int | float | None = None
+    max: int | float | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("min", self.min), ("max", self.max)):
@@ -38,7 +38,7 @@ class Bound:
                 " swap them"
             )
 
-    def contains(self, x: float) -> bool:
+    def contains(self, x: int | float) -> bool:
         """Whether `x` lies in the range."""
         return (self.min is None or x >= self.min) and (self.max is None or x <= self.max)
 
@@ -66,7 +66,7 @@ class Bound:
         return cls(max=parse_count(value))
 
 
-def parse_count(value: Any) -> float:
+def parse_count(value: Any) -> int | float:
     """A number from `500000`, `"500000"`, `"0.5M"`, `"3G"` or `"1e6"` (suffixes k, M, G or B, T in powers of 1000)."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
@@ -105,7 +105,7 @@ class Budget(BaseModel):
         """The bounds that are set, by name."""
         return {name: b for name in type(self).model_fields if (b := getattr(self, name)) is not None}
 
-    def check(self, **values: float) -> list[str]:
+    def check(self, **values: int | float) -> list[str]:
         """One text for each bound that `values` (by the names of the fields) breaks; a value not given breaks none."""
         unknown = set(values) - set(type(self).model_fields)
         assert not unknown, f"no such resource: {unknown}"
@@ -120,7 +120,7 @@ class Budget(BaseModel):
         return ", ".join(f"{name} {b.text(_UNITS[name])}" for name, b in self.bounds().items()) or "no bounds"
 
 
-def _broken(name: str, value: float, bound: Bound) -> str:
+def _broken(name: str, value: int | float, bound: Bound) -> str:
     unit = _UNITS[name]
     text = f"{name} {format_count(value, unit)} is not {bound.text(unit)}"
     limit = bound.max if bound.max is not None and value > bound.max else bound.min
@@ -132,7 +132,7 @@ def _broken(name: str, value: float, bound: Bound) -> str:
 _UNITS = {"params": "", "macs": "", "latency_ms": "ms", "memory_mb": "MB"}
 
 
-def format_count(n: float, unit: str = "") -> str:
+def format_count(n: int | float, unit: str = "") -> str:
     """`n` for people: 0, 812, 269.72k, 2.5M, 1.25G; with a unit 12.3 ms (units take no k, M or G)."""
     if unit:
         return f"{n:.4g} {unit}"
