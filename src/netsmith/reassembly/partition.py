@@ -109,7 +109,7 @@ def partition(
     table: ArrayLike,
     k: int,
     *,
-    eps: float = 0.2,
+    eps: int | float = 0.2,
     restarts: int = 200,
     seed: int = 0,
 ) -> Partition:
@@ -187,7 +187,7 @@ def _smallest_eps(units: Floats, k: int) -> float:
     return max(0.0, float(largest[-1]) * k / float(ahead[-1]) - 1.0)
 
 
-def _check_inputs(sizes: dict[str, Floats], table: ArrayLike, k: int, eps: float, restarts: int) -> Floats:
+def _check_inputs(sizes: dict[str, Floats], table: ArrayLike, k: int, eps: int | float, restarts: int) -> Floats:
     if not sizes:
         raise PartitionError("a partition needs at least one network, got none")
     if k < 1 or restarts < 1:
@@ -225,7 +225,7 @@ def _check_units(sizes: dict[str, Floats], k: int) -> None:
             raise PartitionError(f"the unit sizes of '{name}' must be finite, not negative, and not all zero")
 
 
-def _candidates(sizes: dict[str, Floats], first: Ints, k: int, eps: float) -> Ints:
+def _candidates(sizes: dict[str, Floats], first: Ints, k: int, eps: int | float) -> Ints:
     """(q, 2) start and stop cuts of all blocks within the bound; raises when a network cannot be cut with them."""
     needed = {name: _smallest_eps(units, k) for name, units in sizes.items()}
     tight = {name: e for name, e in needed.items() if (1 + e) > (1 + eps) * _ROUNDING}
@@ -286,7 +286,7 @@ def _starts(cutter: Cutter, rng: np.random.Generator, which: Ints) -> Ints:
 
 
 def _result(
-    cutter: Cutter, sizes: dict[str, Floats], state: State, trace: list[float], eps: float, *, optimal: bool
+    cutter: Cutter, sizes: dict[str, Floats], state: State, trace: list[float], eps: int | float, *, optimal: bool
 ) -> Partition:
     k = cutter.k
     chosen, label, medoids = state.chosen[:, 0].reshape(len(sizes), k), state.label[:, 0], state.medoids[:, 0]
