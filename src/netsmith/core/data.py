@@ -9,7 +9,7 @@ from pathlib import Path
 
 from netsmith.core import data_files, data_named
 from netsmith.core.cache import digest
-from netsmith.core.data_named import describe_data
+from netsmith.core.data_named import DataInfo, describe_data
 from netsmith.core.data_registry import DATA_SOURCES, DataOptions, Parts, data_root, data_source
 from netsmith.core.images import (
     ImageSet,
@@ -26,6 +26,7 @@ from netsmith.errors import DataError, did_you_mean
 
 __all__ = [
     "DATA_SOURCES",
+    "DataInfo",
     "DataOptions",
     "ImageSet",
     "LazyImages",

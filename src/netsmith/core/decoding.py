@@ -60,20 +60,17 @@ def decode_set(
     n = len(encoded.labels)
     if n == 0:
         raise DataError("the data set holds no image")
-    looked_at = [_open(encoded, i) for i in np.linspace(0, n - 1, min(n, _LOOKED_AT)).astype(int).tolist()]
-    grey = all(image.mode in _GREY for image in looked_at)
-    if size is None:
-        width, height = looked_at[0].size
-    else:
-        width = height = size
+    headers = {i: _header(encoded, i) for i in np.linspace(0, n - 1, min(n, _LOOKED_AT)).astype(int).tolist()}
+    grey = all(mode in _GREY for mode, _ in headers.values())
+    width, height = headers[0][1] if size is None else (size, size)
     shape = (1 if grey else 3, height, width)
 
     def read(i: int) -> np.ndarray:
         return _decode(encoded, i, shape, size)
 
     if n * shape[0] * height * width > memory_limit:
-        for image, i in zip(looked_at, np.linspace(0, n - 1, len(looked_at)).astype(int).tolist(), strict=True):
-            _check_size(image, i, encoded, shape, size)
+        for i, (_, found) in headers.items():
+            _check_size(found, i, encoded, shape, size)
         return LazyImages(read, encoded.ids, encoded.labels, classes, shape, mirror=mirror)
     pixels = np.empty((n, *shape), dtype=np.uint8)
 
@@ -97,10 +94,16 @@ def _open(encoded: Encoded, i: int) -> Image.Image:
         raise _unreadable(encoded.where(i), error) from error
 
 
+def _header(encoded: Encoded, i: int) -> tuple[str, tuple[int, int]]:
+    """Mode, and width and height, of image `i`."""
+    with _open(encoded, i) as image:
+        return image.mode, image.size
+
+
 def _decode(encoded: Encoded, i: int, shape: tuple[int, int, int], size: int | None) -> np.ndarray:
     """Image `i` as uint8 `(C, H, W)`."""
     with _open(encoded, i) as image:
-        _check_size(image, i, encoded, shape, size)
+        _check_size(image.size, i, encoded, shape, size)
         try:
             if image.mode == "I;16":  # 16 bits a pixel: PIL's own conversion clips instead of scaling
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -128,11 +131,13 @@ def _resize(image: Image.Image, size: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
 
 
-def _check_size(image: Image.Image, i: int, encoded: Encoded, shape: tuple[int, int, int], size: int | None) -> None:
-    if size is None and image.size != (shape[2], shape[1]):
+def _check_size(
+    found: tuple[int, int], i: int, encoded: Encoded, shape: tuple[int, int, int], size: int | None
+) -> None:
+    if size is None and found != (shape[2], shape[1]):
         raise DataError(
             f"images differ in size: {encoded.where(0)} has {shape[2]}x{shape[1]} pixels, {encoded.where(i)} has "
-            f"{image.size[0]}x{image.size[1]}. Give a size to which all are resized (size: {min(shape[1:])})"
+            f"{found[0]}x{found[1]}. Give a size to which all are resized (size: {min(shape[1:])})"
         )
 
 
