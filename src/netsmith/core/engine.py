@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from netsmith.core import checkpoint as files
 from netsmith.core.cache import digest
 from netsmith.core.images import ImageSet, Splits, batches, derived_seed
+from netsmith.core.measure import Entry, Preprocessing, Progress, measure, prepare, try_out
 from netsmith.core.session import (
     Session,
     chosen_parameters,
@@ -28,21 +29,10 @@ from netsmith.core.session import (
     training_mode,
 )
 from netsmith.core.settings import TrainSettings, lr_factor
-from netsmith.core.tasks import Task
+from netsmith.core.tasks import Task, sum_type
 from netsmith.errors import TrainingError
 
 __all__ = ["Progress", "TrainResult", "TrainSettings", "evaluate", "lr_factor", "train"]
-
-Preprocessing = Callable[[Tensor], Tensor]
-
-
-@runtime_checkable
-class Progress(Protocol):
-    """Called as long work goes on: what it is, how much is done, out of how much (None: unknown), and a remark."""
-
-    def __call__(self, what: str, done: float, total: float | None, note: str = "") -> None:
-        """Take note."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +50,7 @@ class TrainResult:
         processes: that took part.
     """
 
-    history: list[dict[str, float]]
+    history: list[Entry]
     best_epoch: int
     metrics: dict[str, float]
     seconds: float
@@ -94,8 +84,8 @@ def evaluate(
         stack.enter_context(kept_modes(model))
         stack.enter_context(placed(model, current.device, channels_last=False))
         model.eval()
-        _try_out(model, image_set, task, preprocess, current)
-        return _measure(model, image_set, task, preprocess, batch_size, current, progress=progress)
+        try_out(model, image_set, task, preprocess, current)
+        return measure(model, image_set, task, preprocess, batch_size, current, progress=progress)
 
 
 def train(
@@ -109,7 +99,7 @@ def train(
     checkpoint_dir: Path | None = None,
     resume: bool = True,
     progress: Progress | None = None,
-    on_epoch: Callable[[dict[str, float]], None] | None = None,
+    on_epoch: Callable[[Entry], None] | None = None,
     device: str | torch.device | None = None,
 ) -> TrainResult:
     """Train `model` in place; it ends with the weights of the epoch that was best on the validation part.
@@ -142,7 +132,7 @@ def train(
         stack.enter_context(placed(model, current.device, settings.channels_last))
         model.eval()
         for image_set in (train_set, validation_set):
-            _try_out(model, image_set, task, preprocess, current)
+            try_out(model, image_set, task, preprocess, current)
         run = _Run(model, train_set, validation_set, task, settings, preprocess, current, checkpoint_dir, progress)
         if resume:
             run.resume()
@@ -156,7 +146,7 @@ class _Progressed:
     epoch: int = 0
     step: int = 0
     best_epoch: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[Entry] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -206,7 +196,7 @@ class _Run:
     def _frozen_names(self) -> list[str]:
         return [name for name, p in self.model.named_parameters() if not p.requires_grad]
 
-    def to_the_end(self, on_epoch: Callable[[dict[str, float]], None] | None) -> TrainResult:
+    def to_the_end(self, on_epoch: Callable[[Entry], None] | None) -> TrainResult:
         """Train the epochs that are left."""
         first = self.done.epoch
         try:
@@ -233,7 +223,7 @@ class _Run:
             self.current.world,
         )
 
-    def _epoch(self) -> dict[str, float]:
+    def _epoch(self) -> Entry:
         """One time through the training part, validation, checkpoint."""
         began = time.perf_counter()
         loss = self._train_epoch()
@@ -241,7 +231,7 @@ class _Run:
         judged = self.ema.module if self.ema is not None else self.model
         self.current.agree_on_buffers(judged)
         judged.eval()
-        measured = _measure(
+        measured = measure(
             judged, self.validation_set, self.task, self.preprocess, 2 * self.settings.batch_size, self.current,
             channels_last=self.settings.channels_last,
         )  # fmt: skip
@@ -250,9 +240,8 @@ class _Run:
         done = self.done
         done.epoch += 1
         lr = float(self.optimizer.param_groups[0]["lr"])
-        entry = {"epoch": float(done.epoch), "loss": loss, "lr": lr}
+        entry: Entry = {"epoch": done.epoch, "loss": loss, "lr": lr}
         entry |= {k: v for k, v in measured.items() if k != "loss"} | {"validation_loss": measured["loss"]}
-        entry["epoch"] = done.epoch
         done.history.append(entry)
         if done.best_epoch == 0 or self._better(entry, done.history[done.best_epoch - 1]):
             done.best_epoch = done.epoch
@@ -261,7 +250,7 @@ class _Run:
         self._save()
         return entry
 
-    def _better(self, entry: Mapping[str, float], best: Mapping[str, float]) -> bool:
+    def _better(self, entry: Entry, best: Entry) -> bool:
         sign = 1.0 if self.task.higher_is_better else -1.0
         new, old = sign * entry[self.task.primary], sign * best[self.task.primary]
         return new > old or (new == old and entry["validation_loss"] < best["validation_loss"])
@@ -272,7 +261,8 @@ class _Run:
         training_mode(self.model, settings.frozen_statistics)
         warmup = round(settings.warmup_epochs * self.steps / settings.epochs)
         # [sum of losses, images]: read at the end, so that a GPU need not wait for the CPU at every step
-        sums = torch.zeros(2, dtype=torch.float64, device=current.device)
+        exact = sum_type(current.device)
+        sums = torch.zeros(2, dtype=exact, device=current.device)
         for index, (images, targets, last) in enumerate(self._batches(epoch)):
             group = min(settings.accumulate, self.batches - index // settings.accumulate * settings.accumulate)
             torch.manual_seed(derived_seed(settings.seed, 1, epoch, index, current.rank))
@@ -280,7 +270,7 @@ class _Run:
             with nullcontext() if last else current.accelerator.no_sync(self.forward):
                 loss = self.task.loss(self.forward(images), targets, settings.label_smoothing)
                 current.accelerator.backward(loss / group)
-            sums += torch.stack([loss.detach().double() * len(images), loss.new_tensor(len(images)).double()])
+            sums += len(images) * torch.stack([loss.detach().to(exact), torch.ones_like(loss, dtype=exact)])
             if current.device.type == "cpu" or index % 16 == 15 or index + 1 == self.batches:
                 self._check_finite(float(sums[0]), index)
             if last:
@@ -312,7 +302,7 @@ class _Run:
         images, targets = images.to(self.current.device), targets.to(self.current.device)
         if self.mix is not None:
             images, targets = self.mix(images, targets)
-        return _prepare(images, self.preprocess, self.settings.channels_last), targets
+        return prepare(images, self.preprocess, self.settings.channels_last), targets
 
     def _step(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
@@ -423,53 +413,3 @@ def _mixing(settings: TrainSettings, task: Task) -> Callable[[Tensor, Tensor], A
     if settings.cutmix:
         mixes.append(v2.CutMix(alpha=settings.cutmix, num_classes=task.num_classes))
     return v2.RandomChoice(mixes) if mixes else None
-
-
-def _prepare(images: Tensor, preprocess: Preprocessing | None, channels_last: bool) -> Tensor:
-    images = preprocess(images) if preprocess is not None else images
-    return images.contiguous(memory_format=torch.channels_last) if channels_last else images
-
-
-@torch.no_grad()
-def _try_out(
-    model: nn.Module, image_set: ImageSet, task: Task, preprocess: Preprocessing | None, current: Session
-) -> None:
-    """Two images through the network, so that what does not fit is said before anything is spent or written."""
-    if not len(image_set):
-        raise TrainingError("the data set holds no image")
-    images = image_set.images([0, len(image_set) - 1]).to(current.device)
-    try:
-        outputs = model(_prepare(images, preprocess, channels_last=False))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TrainingError(
-            f"the network cannot take images of shape {'x'.join(map(str, image_set.shape))} ({reason}): "
-            f"give the data a size, or load the network for these channels and pixels"
-        ) from error
-    task.check(image_set.classes, outputs)
-
-
-@torch.no_grad()
-def _measure(
-    model: nn.Module,
-    image_set: ImageSet,
-    task: Task,
-    preprocess: Preprocessing | None,
-    batch_size: int,
-    current: Session,
-    *,
-    channels_last: bool = False,
-    progress: Progress | None = None,
-) -> dict[str, float]:
-    sums: dict[str, Tensor] = {}
-    done = 0
-    for images, labels in batches(image_set, batch_size, shuffle=False, seed=0, rank=current.rank, world=current.world):
-        inputs = _prepare(images.to(current.device), preprocess, channels_last)
-        with current.accelerator.autocast():
-            outputs = model(inputs)
-        for name, value in task.metrics(outputs.float(), labels.to(current.device)).items():
-            sums[name] = sums[name] + value if name in sums else value
-        done += len(images) * current.world
-        if progress is not None and current.main:
-            progress("evaluation", min(done, len(image_set)), len(image_set))
-    return task.summary({name: current.total(value) for name, value in sums.items()})

@@ -78,8 +78,10 @@ def session(precision: str, device: str | torch.device | None = None) -> Iterato
         except (ValueError, RuntimeError) as error:
             raise TrainingError(
                 f"training with precision '{precision}' cannot start on {device or 'this machine'} ({error}). "
-                f"precision: bf16 works on CPUs as well, precision: no everywhere"
+                f"precision: no works everywhere, bf16 on CPUs and newer GPUs"
             ) from error
+        if precision == "fp16" and accelerator.device.type == "cpu":
+            raise TrainingError("precision 'fp16' needs a GPU: precision: bf16 works on CPUs, precision: no everywhere")
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if accelerator.num_processes != launched:
             raise TrainingError(

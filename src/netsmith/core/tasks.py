@@ -86,13 +86,19 @@ class Classification:
 
     def metrics(self, outputs: Float[Tensor, "n c"], targets: Int[Tensor, " n"]) -> dict[str, Tensor]:
         """Right answers, summed cross-entropy, number of images."""
+        exact = sum_type(outputs.device)
         return {
-            "correct": (outputs.argmax(dim=1) == targets).sum().double(),
-            "loss": F.cross_entropy(outputs.float(), targets, reduction="sum").double(),
-            "count": torch.tensor(float(len(targets)), dtype=torch.float64, device=outputs.device),
+            "correct": (outputs.argmax(dim=1) == targets).sum().to(exact),
+            "loss": F.cross_entropy(outputs.float(), targets, reduction="sum").to(exact),
+            "count": torch.tensor(len(targets), dtype=exact, device=outputs.device),
         }
 
     def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """`accuracy` (0..1) and mean cross-entropy `loss`."""
         count = float(sums["count"])
         return {"accuracy": float(sums["correct"]) / count, "loss": float(sums["loss"]) / count}
+
+
+def sum_type(device: torch.device) -> torch.dtype:
+    """What sums over many batches are kept in: float64, where the device has it (Apple's GPUs do not)."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -1,0 +1,81 @@
+"""A network's metrics on a set of images, and what that shares with training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from netsmith.core.images import ImageSet, batches
+from netsmith.core.session import Session
+from netsmith.core.tasks import Task
+from netsmith.errors import TrainingError
+
+Preprocessing = Callable[[Tensor], Tensor]
+"""From images in [0, 1] to what a network takes."""
+
+Entry = dict[str, int | float]
+"""One epoch of a training's history."""
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """Called as long work goes on: what it is, how much is done, out of how much (None: unknown), and a remark."""
+
+    def __call__(self, what: str, done: float, total: float | None, note: str = "") -> None:
+        """Take note."""
+        ...
+
+
+def prepare(images: Tensor, preprocess: Preprocessing | None, channels_last: bool) -> Tensor:
+    """Images `(n, c, h, w)` in [0, 1], preprocessed, in the memory format asked for."""
+    images = preprocess(images) if preprocess is not None else images
+    return images.contiguous(memory_format=torch.channels_last) if channels_last else images
+
+
+@torch.no_grad()
+def try_out(
+    model: nn.Module, image_set: ImageSet, task: Task, preprocess: Preprocessing | None, current: Session
+) -> None:
+    """Two images through the network, so that what does not fit is said before anything is spent or written."""
+    if not len(image_set):
+        raise TrainingError("the data set holds no image")
+    images = image_set.images([0, len(image_set) - 1]).to(current.device)
+    try:
+        outputs = model(prepare(images, preprocess, channels_last=False))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TrainingError(
+            f"the network cannot take images of shape {'x'.join(map(str, image_set.shape))} ({reason}): "
+            f"give the data a size, or load the network for these channels and pixels"
+        ) from error
+    task.check(image_set.classes, outputs)
+
+
+@torch.no_grad()
+def measure(
+    model: nn.Module,
+    image_set: ImageSet,
+    task: Task,
+    preprocess: Preprocessing | None,
+    batch_size: int,
+    current: Session,
+    *,
+    channels_last: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """The task's metrics over a set, each process taking its share; the model is in evaluation mode already."""
+    sums: dict[str, Tensor] = {}
+    done = 0
+    for images, labels in batches(image_set, batch_size, shuffle=False, seed=0, rank=current.rank, world=current.world):
+        inputs = prepare(images.to(current.device), preprocess, channels_last)
+        with current.accelerator.autocast():
+            outputs = model(inputs)
+        for name, value in task.metrics(outputs.float(), labels.to(current.device)).items():
+            sums[name] = sums[name] + value if name in sums else value
+        done += len(images) * current.world
+        if progress is not None and current.main:
+            progress("evaluation", min(done, len(image_set)), len(image_set))
+    return task.summary({name: current.total(value) for name, value in sums.items()})
