@@ -22,6 +22,10 @@ class DissectionError(NetsmithError):
     """A network cannot be traced or cut, or its pieces do not reproduce it."""
 
 
+class ZooError(NetsmithError):
+    """The networks at hand do not make a zoo: fewer than two, or two of one name."""
+
+
 class DataError(NetsmithError):
     """A data source is unknown, unreadable, or does not fit the network."""
 

@@ -54,6 +54,9 @@ Loader = Callable[[Path], nn.Module]
 _L = TypeVar("_L", bound=Callable[..., nn.Module])
 _loaders: dict[str, Loader] = {}
 
+LOADERS = "netsmith.loaders"
+"""Entry point group; an entry is called like the kind, and its module registers the loader with `loader`."""
+
 
 def loader(kind: str) -> Callable[[_L], _L]:
     """Decorator that registers the function which turns an artifact folder of `kind` into a module."""
@@ -266,6 +269,10 @@ def load(folder: Path | str) -> nn.Module:
     """
     record = read_manifest(folder)
     kind = str(record["kind"])
+    if kind not in _loaders:
+        # packages say in their metadata which module brings the loader of a kind: this one needs to know none of them
+        for entry in importlib.metadata.entry_points(group=LOADERS, name=kind):
+            entry.load()
     if kind not in _loaders:
         raise ArtifactError(f"{folder} is of kind '{kind}', which cannot be loaded. {did_you_mean(kind, _loaders)}")
     with torch.random.fork_rng(devices=[]):  # building a module draws its initial weights: not from the caller's stream

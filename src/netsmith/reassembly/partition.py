@@ -137,6 +137,7 @@ def partition(
     sizes = {name: np.asarray(units, dtype=np.float64) for name, units in networks.items()}
     values = _check_inputs(sizes, table, k, eps, restarts)
     first = np.concatenate([[0], np.cumsum([len(u) + 1 for u in sizes.values()])])
+    check_feasible(networks, k, eps)
     candidates = _candidates(sizes, first, k, eps)
     cutter = Cutter(values, first, candidates, k)
     rng = np.random.default_rng(seed)
@@ -174,6 +175,20 @@ def smallest_eps(networks: Mapping[str, Sequence[int | float]], k: int) -> dict[
     """
     _check_units({name: np.asarray(units, dtype=np.float64) for name, units in networks.items()}, k)
     return {name: _smallest_eps(np.asarray(units, dtype=np.float64), k) for name, units in networks.items()}
+
+
+def check_feasible(networks: Mapping[str, Sequence[int | float]], k: int, eps: int | float) -> None:
+    """Refuse, before anything is computed, a zoo that cannot be cut into `k` blocks within `(1 + eps) / k` each.
+
+    Raises `PartitionError`, naming the networks and the smallest eps that works for all.
+    """
+    tight = {name: e for name, e in smallest_eps(networks, k).items() if (1 + e) > (1 + eps) * _ROUNDING}
+    if tight:
+        listed = ", ".join(f"'{name}' needs {_round_up(e)}" for name, e in tight.items())
+        raise PartitionError(
+            f"with K = {k} and eps = {eps:g} no cut keeps every block within (1 + eps) / K of its network: {listed}. "
+            f"The smallest eps that works for all is {_round_up(max(tight.values()))}; or choose another K or size."
+        )
 
 
 def _smallest_eps(units: Floats, k: int) -> float:
@@ -226,15 +241,7 @@ def _check_units(sizes: dict[str, Floats], k: int) -> None:
 
 
 def _candidates(sizes: dict[str, Floats], first: Ints, k: int, eps: int | float) -> Ints:
-    """(q, 2) start and stop cuts of all blocks within the bound; raises when a network cannot be cut with them."""
-    needed = {name: _smallest_eps(units, k) for name, units in sizes.items()}
-    tight = {name: e for name, e in needed.items() if (1 + e) > (1 + eps) * _ROUNDING}
-    if tight:
-        listed = ", ".join(f"'{name}' needs {_round_up(e)}" for name, e in tight.items())
-        raise PartitionError(
-            f"with K = {k} and eps = {eps:g} no cut keeps every block within (1 + eps) / K of its network: {listed}. "
-            f"The smallest eps that works for all is {_round_up(max(tight.values()))}; or choose another K or size."
-        )
+    """(q, 2) start and stop cuts of all blocks within the bound."""
     pairs = []
     for offset, units in zip(first[:-1], sizes.values(), strict=True):
         ahead = np.concatenate([[0.0], np.cumsum(units)])

@@ -1,0 +1,33 @@
+"""What a result was measured on, and how results are written."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from netsmith.core.artifact import library_versions
+
+
+def describe() -> dict[str, Any]:
+    """Machine, versions and date."""
+    model = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        model = next((x.partition(":")[2].strip() for x in info.read_text().splitlines() if "model name" in x), model)
+    return {
+        "machine": {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "versions": library_versions(),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Write `{"rows": [...], "ratio": x, ...}` to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")

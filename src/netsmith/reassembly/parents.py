@@ -1,0 +1,138 @@
+"""Parents: the networks of a zoo as reassembly sees them, loaded, dissected, and judged on the data at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from netsmith.core.data import ImageSet
+from netsmith.core.engine import evaluate
+from netsmith.core.graph import Chain, dissect
+from netsmith.core.network import Network, load_source
+from netsmith.core.tasks import Classification
+from netsmith.core.trained import architecture
+from netsmith.errors import DataError, DissectionError, RecipeError, ZooError
+from netsmith.reassembly.recipe import InputSpec, NetworkRef, Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class Parent:
+    """One network of the zoo with its chain; `accuracy` (0..1, validation) is None where its classes are not ours."""
+
+    network: Network
+    chain: Chain
+    accuracy: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in the zoo."""
+        return self.network.name
+
+    @property
+    def ref(self) -> NetworkRef:
+        """How a recipe speaks of it: all that builds it again."""
+        network, pre = self.network, self.network.preprocess
+        source, options = network.source, dict(network.options)
+        if not source.startswith("module:"):
+            source, options = architecture(source, options)
+        return NetworkRef(
+            name=network.name,
+            source=source,
+            sha256=network.provenance.sha256,
+            num_classes=network.num_classes,
+            input=InputSpec(tuple(pre.mean), tuple(pre.std), pre.input_size, pre.interpolation),
+            options=options,
+        )
+
+
+def study(networks: Sequence[Network], images: Float[Tensor, "n c h w"]) -> tuple[Parent, ...]:
+    """Dissect every network of a zoo, with one of `images` (in [0, 1]) as its example.
+
+    Raises:
+        ZooError: fewer than two networks, or two of one name.
+        DissectionError: networks that cannot be cut; all of them are named.
+        DataError: the images have other channels than a network takes.
+    """
+    names = [n.name for n in networks]
+    if len(names) < 2:
+        raise ZooError(
+            f"Reassembly needs a zoo of at least two networks, got {len(names)}"
+            + (f" ('{names[0]}'). " if names else ". ")
+            + "Add networks to 'zoo', or use `netsmith train` to train or tune a single one."
+        )
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise ZooError(f"Every network of a zoo needs a name of its own; used more than once: {', '.join(twice)}.")
+    parents, faults = [], []
+    for network in networks:
+        try:
+            example = network.preprocess(images[:1])
+            parents.append(Parent(network, dissect(network.model, example, name=network.name)))
+        except DataError as error:
+            raise DataError(f"'{network.name}' cannot take the images of this data: {error}") from error
+        except DissectionError as error:
+            faults.append(str(error))
+    if faults:
+        raise DissectionError("\n".join([f"{len(faults)} of {len(names)} networks cannot be used:", *faults]))
+    return tuple(parents)
+
+
+def judge(
+    parent: Parent, images: ImageSet, classes: int, *, device: str = "cpu", precision: str = "no"
+) -> float | None:
+    """Accuracy (0..1) of a parent by itself, or None where its head has other classes than the data."""
+    network = parent.network
+    if network.num_classes != classes:
+        return None
+    task = Classification(classes)
+    metrics = evaluate(network.model, images, task, preprocess=network.preprocess, precision=precision, device=device)
+    return metrics["accuracy"]
+
+
+def with_accuracy(parent: Parent, accuracy: float | None) -> Parent:
+    """The same parent with its accuracy on validation."""
+    return replace(parent, accuracy=accuracy)
+
+
+def chains_of(parents: Sequence[Parent]) -> dict[str, Chain]:
+    """The chains by name."""
+    return {p.name: p.chain for p in parents}
+
+
+def preprocessing_of(parents: Sequence[Parent]) -> dict[str, Callable[[Tensor], Tensor]]:
+    """For each network the function from images in [0, 1] to its input."""
+    return {p.name: p.network.preprocess for p in parents}
+
+
+def rebuild(recipe: Recipe, given: Mapping[str, torch.nn.Module] | None = None) -> dict[str, Chain]:
+    """Chains of the networks of a recipe, with random weights: the architecture to load an artifact's weights into.
+
+    `given` holds modules by name for networks that were handed over as modules and have no source.
+
+    Raises:
+        RecipeError: such a network is not in `given`.
+        SourceError: a source names nothing any more.
+    """
+    chains = {}
+    for ref in recipe.networks:
+        module = (given or {}).get(ref.name)
+        if module is None and ref.source.startswith("module:"):
+            raise RecipeError(
+                f"'{ref.name}' was given as a module ({ref.source[7:]}), which no source string builds again. "
+                f"Build it and pass it: networks={{'{ref.name}': module}}."
+            )
+        network = load_source(
+            module if module is not None else ref.source,
+            name=ref.name,
+            pretrained=False,
+            num_classes=ref.num_classes,
+            input_size=ref.input.input_size,
+            options=ref.options,
+        )
+        example = torch.zeros(1, *ref.input.input_size)
+        chains[ref.name] = dissect(network.model, example, name=ref.name)
+    return chains

@@ -1,0 +1,367 @@
+"""A reassembly on disk: the artifact with its card, the recipe, `summary.json` and `details.json`."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from netsmith.core.artifact import library_versions, loader, read_manifest, read_tensors, save_artifact
+from netsmith.core.graph import Unit
+from netsmith.core.output import to_json, write_json, write_text
+from netsmith.core.profile import format_count
+from netsmith.core.weights import load_state
+from netsmith.errors import ArtifactError
+from netsmith.reassembly.adapters import spec_cost
+from netsmith.reassembly.heads import head_cost
+from netsmith.reassembly.parents import Parent, rebuild
+from netsmith.reassembly.pipeline import Reassembled
+from netsmith.reassembly.recipe import Recipe
+from netsmith.reassembly.results import Accuracy, Chosen, Details, Member, NetworkRow, Part, Summary, UnitRow
+from netsmith.reassembly.results import Candidate as CandidateRow
+from netsmith.reassembly.steps import Candidate
+from netsmith.reassembly.stitch import Assembled, assemble
+
+KIND = "reassembly"
+WEIGHTS = "weights.safetensors"
+
+
+def write_results(result: Reassembled, folder: Path, *, config: Mapping[str, Any] | None = None) -> Summary:
+    """Write `artifact/`, `recipe.json`, `details.json` and, last, `summary.json` to a folder that exists.
+
+    Args:
+        result: of `reassemble`.
+        folder: where they go; what is there under these names is replaced.
+        config: the resolved configuration, kept in the artifact.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    write_text(folder / "recipe.json", result.recipe.to_json())
+    save_reassembled(result, folder / "artifact", config=config, overwrite=True)
+    write_json(folder / "details.json", details_of(result).to_dict())
+    summary = summary_of(result)
+    write_json(folder / "summary.json", summary.to_dict())
+    return summary
+
+
+def save_reassembled(
+    result: Reassembled, folder: Path, *, config: Mapping[str, Any] | None = None, overwrite: bool = False
+) -> Path:
+    """Write the chosen network as an artifact, which is itself a source; returns the folder. Raises OutputError."""
+    chosen, used = _chosen(result), {ref.name for ref in result.recipe.networks}
+    sources = [p for p in result.parents if p.name in used]
+    manifest = {
+        "name": "reassembled",
+        "recipe": result.recipe,
+        "num_classes": result.recipe.num_classes,
+        "classes": list(result.classes),
+        "preprocess": next(p for p in sources if p.name == result.recipe.stem).network.preprocess.to_json(),
+        "params": chosen.params,
+        "macs": chosen.macs,
+        "budget": _budget(result),
+        "data": result.data_name,
+        "seed": result.seed,
+        "provenance": [asdict(p.network.provenance) for p in sources],
+        "licence": _licence(sources),
+        "commercial": _commercial(sources),
+        "metrics": {"split": "test", **{f"accuracy_{k}": v for k, v in result.accuracy.items()}},
+        "config": dict(config or {}),
+    }
+    return save_artifact(
+        folder,
+        kind=KIND,
+        tensors={WEIGHTS: result.module.state_dict()},
+        manifest=manifest,
+        card=_card(result, chosen, sources),
+        overwrite=overwrite,
+    )
+
+
+@loader(KIND)
+def load_reassembled(folder: Path, *, networks: Mapping[str, nn.Module] | None = None) -> Assembled:
+    """The network in an artifact of kind `reassembly`, in eval mode; `py:` sources run their code again.
+
+    `networks` holds modules by name for those that were given as modules and have no source.
+
+    Raises:
+        ArtifactError: the manifest lacks the recipe.
+        RecipeError: the recipe cannot be read, or needs a module that is not in `networks`.
+        WeightsError: the weights do not fit what was built.
+    """
+    manifest = read_manifest(folder, KIND)
+    if "recipe" not in manifest:
+        raise ArtifactError(f"The manifest of {folder} lacks 'recipe', so the network cannot be built.")
+    recipe = Recipe.from_json(to_json(manifest["recipe"]))
+    module = assemble(recipe, rebuild(recipe, networks), init="random")
+    load_state(module, read_tensors(folder, WEIGHTS), str(Path(folder) / WEIGHTS))
+    return module.eval()
+
+
+def summary_of(result: Reassembled) -> Summary:
+    """The contract `summary.json`."""
+    chosen = _chosen(result)
+    stitched = result.accuracy["stitched"]
+    assert stitched is not None
+    return Summary(
+        budget=_budget(result),
+        blocks=[str(block) for block in result.recipe.blocks],
+        params=chosen.params,
+        macs=chosen.macs,
+        accuracy=Accuracy(stitched=stitched, finetuned=result.accuracy["finetuned"], split="test"),
+        zoo=[
+            Member(name=p.name, params=p.chain.params, macs=p.chain.macs, accuracy=result.members[p.name])
+            for p in result.parents
+        ],
+        seconds=result.seconds,
+    )
+
+
+def details_of(result: Reassembled) -> Details:
+    """Everything that the report shows."""
+    chosen = _chosen(result)
+    return Details(
+        networks=[_network_row(p, result.members[p.name]) for p in result.parents],
+        similarity={
+            "metric": result.table.metric,
+            "biased": result.table.biased,
+            "samples": result.table.samples,
+            "networks": list(result.table.networks),
+            "offsets": list(result.table.offsets.values()),
+            "labels": list(result.table.labels),
+            "values": [[round(float(v), 5) for v in row] for row in result.table.values],
+        },
+        partition=_partition(result),
+        budget=_budget(result),
+        candidates=[_candidate_row(i, c, c is chosen, result) for i, c in enumerate(result.candidates, start=1)],
+        search={
+            "optimal": result.found.optimal,
+            "gap": result.found.gap if result.found.gap != float("inf") else None,
+            "explored": result.found.explored,
+        },
+        chosen=Chosen(
+            parts=_parts(result),
+            params=chosen.params,
+            macs=chosen.macs,
+            accuracy=result.accuracy,
+            history=[] if result.training is None else result.training.history,
+            latency_ms=chosen.latency_ms,
+            memory_mb=chosen.memory_mb,
+        ),
+        seconds=result.seconds,
+        machine={"platform": platform.platform(), "processor": _processor(), "cores": os.cpu_count()}
+        | {"threads": torch.get_num_threads()},
+        versions=library_versions(),
+        data={"name": result.data_name, "classes": list(result.classes)},
+        seed=result.seed,
+    )
+
+
+def _chosen(result: Reassembled) -> Candidate:
+    return next(c for c in result.candidates if c.recipe is result.recipe)
+
+
+def _budget(result: Reassembled) -> dict[str, Any]:
+    return {name: {"min": bound.min, "max": bound.max} for name, bound in result.budget.bounds().items()}
+
+
+def _network_row(parent: Parent, tested: float | None) -> NetworkRow:
+    chain, provenance = parent.chain, parent.network.provenance
+    accuracy = None
+    if parent.accuracy is not None and tested is not None:
+        accuracy = {"validation": parent.accuracy, "test": tested}
+    return NetworkRow(
+        name=parent.name,
+        source=provenance.source,
+        licence=provenance.licence,
+        commercial=provenance.commercial,
+        sha256=provenance.sha256,
+        params=chain.params,
+        macs=chain.macs,
+        accuracy=accuracy,
+        units=[_unit_row(u) for u in chain.units],
+        stem={"params": chain.stem_params, "macs": chain.stem_macs},
+        head={"params": chain.head_params, "macs": chain.head_macs},
+    )
+
+
+def _unit_row(unit: Unit) -> UnitRow:
+    return UnitRow(
+        name=unit.name,
+        layout=unit.layout.kind,
+        in_shape=list(unit.in_shape),
+        out_shape=list(unit.out_shape),
+        params=unit.params,
+        macs=unit.macs,
+    )
+
+
+def _partition(result: Reassembled) -> dict[str, Any]:
+    sets = result.partition
+    return {
+        "k": sets.k,
+        "objective": sets.objective,
+        "trace": list(sets.trace),
+        "sets": [
+            {"medoid": str(medoid), "blocks": [str(b) for b in blocks]}
+            for medoid, blocks in zip(sets.medoids, sets.sets, strict=True)
+        ],
+        "blocks": {line[0].network: [[b.start, b.stop] for b in line] for line in sets.blocks},
+        "assignment": {str(block): number for block, number in sets.assignment.items()},
+    }
+
+
+def _candidate_row(rank: int, candidate: Candidate, chosen: bool, result: Reassembled) -> CandidateRow:
+    accuracy = {}
+    if candidate.stitched is not None:
+        accuracy["stitched_validation"] = candidate.stitched
+    if candidate.finetuned is not None:
+        accuracy["finetuned_validation"] = candidate.finetuned
+    if chosen and result.accuracy["finetuned"] is not None:
+        accuracy["finetuned_test"] = result.accuracy["finetuned"]
+    return CandidateRow(
+        rank=rank,
+        blocks=[str(b) for b in candidate.recipe.blocks],
+        params=candidate.params,
+        macs=candidate.macs,
+        cost=candidate.cost,
+        scores=candidate.scores,
+        latency_ms=candidate.latency_ms,
+        memory_mb=candidate.memory_mb,
+        accuracy=accuracy,
+        chosen=chosen,
+    )
+
+
+def _parts(result: Reassembled) -> list[Part]:
+    """The chosen network piece by piece, in the order in which data flows."""
+    recipe = result.recipe
+    chains = {p.name: p.chain for p in result.parents}
+    stem = chains[recipe.stem]
+    first = stem.cuts[0]
+    parts = [
+        Part(
+            kind="stem",
+            network=recipe.stem,
+            name=f"{recipe.stem} stem",
+            in_shape=list(stem.input_shape),
+            out_shape=list(first.shape),
+            layout_in="NCHW",
+            layout_out=first.layout.kind,
+            params=stem.stem_params,
+            macs=stem.stem_macs,
+        )
+    ]
+    for spec, block in zip(recipe.adapters, (*recipe.blocks, None), strict=True):
+        if spec.style != "identity":
+            params, macs = spec_cost(spec)
+            parts.append(
+                Part(
+                    kind="adapter",
+                    network=None,
+                    name=spec.style,
+                    in_shape=list(spec.source_shape),
+                    out_shape=list(spec.target_shape),
+                    layout_in=spec.source.kind,
+                    layout_out=spec.target.kind,
+                    params=params,
+                    macs=macs,
+                )
+            )
+        if block is not None:
+            units = chains[block.network].units[block.start : block.stop]
+            parts.append(
+                Part(
+                    kind="block",
+                    network=block.network,
+                    name=str(block),
+                    in_shape=list(units[0].in_shape),
+                    out_shape=list(units[-1].out_shape),
+                    layout_in=units[0].before.layout.kind,
+                    layout_out=units[-1].layout.kind,
+                    params=sum(u.params for u in units),
+                    macs=sum(u.macs for u in units),
+                    units=[u.name for u in units],
+                )
+            )
+    head = chains[recipe.head.network]
+    params, macs = head_cost(head, recipe.head)
+    last = head.cuts[-1]
+    parts.append(
+        Part(
+            kind="head",
+            network=recipe.head.network,
+            name=f"{recipe.head.network} head",
+            in_shape=list(last.shape),
+            out_shape=[recipe.num_classes],
+            layout_in=last.layout.kind,
+            layout_out=None,
+            params=params,
+            macs=macs,
+        )
+    )
+    return parts
+
+
+def _licence(sources: list[Parent]) -> str | None:
+    known = dict.fromkeys(p.network.provenance.licence for p in sources)
+    return " AND ".join(name or "not stated" for name in known) if any(known) else None
+
+
+def _commercial(sources: list[Parent]) -> bool | None:
+    allowed = [p.network.provenance.commercial for p in sources]
+    if any(a is False for a in allowed):
+        return False
+    return True if all(allowed) else None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _card(result: Reassembled, chosen: Candidate, sources: list[Parent]) -> str:
+    size = "x".join(map(str, result.recipe.input.input_size))
+    numbers = {name: f"{100 * value:.2f}%" for name, value in result.accuracy.items() if value is not None}
+    lines = [
+        "# Reassembled network",
+        "",
+        f"{' + '.join(str(b) for b in result.recipe.blocks)}: {format_count(chosen.params)} parameters, "
+        f"{format_count(chosen.macs)} MACs an image of {size}, {result.recipe.num_classes} classes.",
+        "",
+        f"- budget: {result.budget}",
+        *(f"- test accuracy, {name}: {value} ({result.data_name})" for name, value in numbers.items()),
+        f"- licence: {_licence(sources) or 'not stated by the sources'}",
+    ]
+    if _commercial(sources) is False:
+        lines.append("- **non-commercial**: a source forbids commercial use, and so the result must not be used so")
+    lines += ["", "## Recipe", "", "```", str(result.recipe), "```", "", "## Sources", ""]
+    for parent in sources:
+        about = parent.network.provenance
+        lines.append(
+            f"- `{parent.name}`: `{about.source}`, sha256 `{about.sha256}`, licence {about.licence or 'not stated'}"
+            + (f", {about.url}" if about.url else "")
+        )
+    lines += [
+        "",
+        "## How to load",
+        "",
+        "```python",
+        "import netsmith",
+        "",
+        'model = netsmith.load("THIS_FOLDER")  # a plain torch module, in eval mode',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

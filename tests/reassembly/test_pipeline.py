@@ -1,0 +1,217 @@
+"""The main path on a tiny zoo: every step, its cache, what is saved, and the same network from its file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import netsmith
+from netsmith.core.cache import Cache
+from netsmith.core.data import open_data
+from netsmith.core.network import load_source
+from netsmith.core.profile import Budget, count_macs, count_params
+from netsmith.core.settings import TrainSettings
+from netsmith.errors import ArtifactError, BudgetError, PartitionError, RecipeError, ZooError
+from netsmith.reassembly.pipeline import reassemble
+from netsmith.reassembly.recipe import Recipe
+from netsmith.reassembly.results import Summary
+from netsmith.reassembly.saving import load_reassembled, write_results
+
+ZOO = (
+    ("residual", "netsmith:cifar_resnet20", {"widths": (8, 16, 32)}),
+    ("vit", "netsmith:small_vit", {"dim": 24, "depth": 4}),
+    ("plain", "netsmith:plain_cnn", {}),
+)
+SETTINGS = {"k": 2, "eps": 0.5, "restarts": 20, "candidates": 4, "probe_images": 64, "fit_images": 200}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return open_data("digits")
+
+
+def zoo():
+    return [
+        load_source(source, name=name, num_classes=10, input_size=(1, 8, 8), options=options, seed=7)
+        for name, source, options in ZOO
+    ]
+
+
+@pytest.fixture(scope="module")
+def result(digits):
+    return reassemble(zoo(), digits, Budget(params="150k"), also=("params", "naswot"), **SETTINGS)
+
+
+def test_the_chosen_network_keeps_the_budget_and_mixes(result):
+    chosen = next(c for c in result.candidates if c.recipe is result.recipe)
+    assert chosen.params <= 150_000
+    assert len({block.network for block in result.recipe.blocks}) >= 2
+    assert chosen is result.candidates[0]
+
+
+def test_counts_are_those_of_the_built_network(result):
+    """No network is built to be counted; what is written down must still be what is built."""
+    chosen = result.candidates[0]
+    assert chosen.params == count_params(result.module)
+    assert chosen.macs == count_macs(result.module, (1, 8, 8))
+
+
+def test_candidates_are_ranked_by_their_score(result):
+    scores = [c.scores["stitch"] for c in result.candidates]
+    assert scores == sorted(scores, reverse=True)
+    assert all(set(c.scores) == {"stitch", "params", "naswot"} for c in result.candidates)
+
+
+def test_stitching_beats_every_untrained_parent(result):
+    assert result.accuracy["stitched"] > 0.5 > max(result.members.values())
+    assert result.accuracy["finetuned"] is None
+
+
+def test_seconds_name_the_steps(result):
+    steps = ["dissection", "parents", "representation", "similarity", "partition", "search", "stitch costs"]
+    assert list(result.seconds) == [*steps, "scoring", "finetuning", "test"]
+
+
+def test_a_second_run_takes_its_steps_from_the_cache_and_agrees(digits, result, tmp_path, monkeypatch):
+    cache = Cache(tmp_path)
+    first = reassemble(zoo(), digits, Budget(params="150k"), also=("params", "naswot"), cache=cache, **SETTINGS)
+
+    def never(*_, **__):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("netsmith.reassembly.steps.represent", never)
+    monkeypatch.setattr("netsmith.reassembly.steps.judge", never)
+    monkeypatch.setattr("netsmith.reassembly.steps.get_score", never)
+    second = reassemble(zoo(), digits, Budget(params="150k"), also=("params", "naswot"), cache=cache, **SETTINGS)
+    assert first.recipe == second.recipe == result.recipe
+    assert [c.scores for c in first.candidates] == [c.scores for c in second.candidates]
+    assert (first.table.values == second.table.values).all()
+
+
+def test_what_is_saved_loads_and_computes_the_same(result, tmp_path):
+    summary = write_results(result, tmp_path)
+    module = netsmith.load(tmp_path / "artifact")
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.equal(module(x), result.module(x))
+    assert Summary.from_dict(json.loads((tmp_path / "summary.json").read_text())) == summary
+    assert Recipe.from_json((tmp_path / "recipe.json").read_text()) == result.recipe
+    card = (tmp_path / "artifact" / "README.md").read_text()
+    assert str(result.recipe.blocks[0]) in card
+    assert "netsmith.load" in card
+
+
+def test_the_summary_keeps_its_contract(result, tmp_path):
+    write_results(result, tmp_path)
+    data = json.loads((tmp_path / "summary.json").read_text())
+    assert list(data)[:2] == ["kind", "schema"]
+    assert (data["kind"], data["schema"]) == ("reassembly", 1)
+    assert {"budget", "blocks", "params", "macs", "accuracy", "zoo", "seconds"} <= set(data)
+    assert data["budget"] == {"params": {"min": None, "max": 150_000}}
+    assert data["accuracy"]["split"] == "test"
+    assert [set(member) for member in data["zoo"]] == [{"name", "params", "macs", "accuracy"}] * 3
+
+
+@pytest.mark.slow
+def test_the_scored_recipe_rebuilds_bit_identically_in_a_new_process(result, tmp_path):
+    """Recipe file, zoo and probe images: nothing else may be needed to get the stitched network to the last bit."""
+    (tmp_path / "recipe.json").write_text(result.recipe.to_json())
+    code = f"""
+import hashlib, sys, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from netsmith.core.data import open_data, probe_set
+from netsmith.core.network import load_source
+from netsmith.reassembly.parents import chains_of, preprocessing_of, study
+from netsmith.reassembly.recipe import Recipe
+from netsmith.reassembly.stitch import Probe, assemble
+digits = open_data("digits")
+networks = [load_source(s, name=n, num_classes=10, input_size=(1, 8, 8), options=o, seed=7) for n, s, o in {ZOO!r}]
+parents = study(networks, digits.train.images([0]))
+images, labels = probe_set(digits, 200, seed=0)
+recipe = Recipe.from_json(Path(sys.argv[1]).read_text())
+module = assemble(recipe, chains_of(parents), init="lstsq", probe=Probe(images, labels, preprocessing_of(parents)))
+for name, tensor in sorted(module.state_dict().items()):
+    print(name, hashlib.sha256(tensor.numpy().tobytes()).hexdigest())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "recipe.json")], capture_output=True, text=True, check=True
+    )
+    expected = [
+        f"{name} {hashlib.sha256(tensor.numpy().tobytes()).hexdigest()}"
+        for name, tensor in sorted(result.module.state_dict().items())
+    ]
+    assert done.stdout.splitlines() == expected
+
+
+def test_finetuning_changes_the_network_and_adapters_alone_when_asked(digits, tmp_path):
+    settings = TrainSettings(epochs=1, lr=0.01, batch_size=64)
+    tuned = reassemble(
+        zoo(), digits, Budget(params="150k"), finetune=settings, trainable="adapters", finalists=2, **SETTINGS
+    )
+    assert tuned.training is not None
+    assert len(tuned.training.history) == 1
+    assert tuned.accuracy["finetuned"] is not None
+    finalists = [c for c in tuned.candidates if c.finetuned is not None]
+    assert len(finalists) == 2
+    assert max(finalists, key=lambda c: c.finetuned).recipe is tuned.recipe
+    block = tuned.recipe.blocks[0]
+    parent = next(p for p in tuned.parents if p.name == block.network)
+    own = parent.chain.part(block.start, block.stop).state_dict()
+    kept = tuned.module.blocks[0].state_dict()
+    assert all(torch.equal(own[name], kept[name]) for name in own if not name.endswith("num_batches_tracked"))
+
+
+def test_a_zoo_of_one_is_refused(digits):
+    with pytest.raises(ZooError, match="at least two networks, got 1 \\('residual'\\)"):
+        reassemble(zoo()[:1], digits)
+
+
+def test_two_networks_of_one_name_are_refused(digits):
+    twins = [*zoo()[:1], *zoo()[:1]]
+    with pytest.raises(ZooError, match="used more than once: residual"):
+        reassemble(twins, digits)
+
+
+def test_an_impossible_budget_names_the_nearest_feasible_value(digits):
+    with pytest.raises(BudgetError, match="params"):
+        reassemble(zoo(), digits, Budget(params=1000), **SETTINGS)
+
+
+def test_k_above_the_shortest_network_names_it(digits):
+    with pytest.raises(PartitionError, match="'vit' has 4"):
+        reassemble(zoo(), digits, **{**SETTINGS, "k": 5})
+
+
+def test_latency_and_memory_bounds_are_measured_and_kept(digits):
+    found = reassemble(
+        zoo(), digits, Budget(latency_ms=1000, memory_mb=50), **{**SETTINGS, "candidates": 2, "mix": False}
+    )
+    chosen = found.candidates[0]
+    assert chosen.latency_ms is not None
+    assert 0 < chosen.latency_ms < 1000
+    assert 0 < chosen.memory_mb < 50
+
+
+def test_a_network_given_as_a_module_needs_it_again_to_load(digits, tmp_path):
+    modules = [load_source(n.model, name=n.name, num_classes=10, input_size=(1, 8, 8)) for n in zoo()]
+    result = reassemble(modules, digits, **SETTINGS)
+    write_results(result, tmp_path)
+    with pytest.raises(RecipeError, match="was given as a module"):
+        load_reassembled(tmp_path / "artifact")
+    again = load_reassembled(tmp_path / "artifact", networks={n.name: n.model for n in zoo()})
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(again(x), result.module(x))
+
+
+def test_an_artifact_without_its_recipe_says_so(result, tmp_path):
+    from netsmith.core.artifact import save_artifact
+
+    folder = save_artifact(tmp_path / "a", kind="reassembly", tensors={}, manifest={"name": "x"}, card="x")
+    with pytest.raises(ArtifactError, match="lacks 'recipe'"):
+        load_reassembled(Path(folder))
