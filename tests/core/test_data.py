@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from netsmith.core import data_named
@@ -22,6 +24,7 @@ from netsmith.core.data import (
     describe_data,
     open_data,
     probe_set,
+    stratified_split,
 )
 from netsmith.core.decoding import Encoded, decode_set
 from netsmith.core.images import MemoryImages
@@ -383,6 +386,25 @@ def test_hf_needs_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingDependencyError, match=r"netsmith\[hf\]"):
         open_data("hf:cifar10")
+
+
+# --- splits -----------------------------------------------------------------------------------------------------------
+
+
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=60),
+    fraction=st.floats(0.01, 0.99),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_stratified_split_takes_the_fraction_of_every_class(labels, fraction, seed):
+    values = torch.tensor(labels)
+    rest, part = stratified_split(values, fraction, seed)
+    assert sorted(rest.tolist() + part.tolist()) == list(range(len(labels)))
+    for value in set(labels):
+        size, taken = labels.count(value), int((values[part] == value).sum())
+        assert taken == min(max(1, round(fraction * size)), size - 1)
+    again = stratified_split(values, fraction, seed)
+    assert torch.equal(part, again[1])
 
 
 # --- batches, augmentation, probe sets --------------------------------------------------------------------------------
