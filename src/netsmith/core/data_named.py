@@ -194,9 +194,9 @@ def _open_hugging_face(argument: str, options: DataOptions) -> Parts:
     name, _, config = argument.partition(":")
     if not name:
         raise DataError("'hf:' needs the name of a data set, as in hf:uoft-cs/cifar10")
-    mode = None if options.download else datasets.DownloadMode.REUSE_DATASET_IF_EXISTS
+    fetching = datasets.DownloadConfig(local_files_only=not options.download)
     try:
-        loaded = datasets.load_dataset(name, config or None, download_mode=mode)
+        loaded = datasets.load_dataset(name, config or None, download_config=fetching)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         raise DataError(
             f"'hf:{argument}' could not be loaded ({error}). Check the name on https://huggingface.co/datasets, "
