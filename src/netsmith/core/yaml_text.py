@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 Keys = tuple[str | int, ...]
 
-MOST_VALUES = 100_000
+MOST_VALUES = 20_000
 """Values in one document with its aliases expanded; more is an accident or an attack."""
 
 MOST_BYTES = 2_000_000
@@ -237,5 +237,12 @@ def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
     return dumper.represent_scalar(_TAG + "float", text)
 
 
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    # PyYAML writes YAML 1.1's further line breaks raw outside double quotes, where reading folds them into spaces
+    style = '"' if any(c in value for c in "\r\x85\u2028\u2029\ufeff") else None
+    return dumper.represent_scalar(_TAG + "str", value, style=style)
+
+
 _Dumper.add_representer(float, _float)
+_Dumper.add_representer(str, _text)
 _Dumper.ignore_aliases = lambda self, data: True  # type: ignore[method-assign]  # sections that are equal stay apart

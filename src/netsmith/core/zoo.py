@@ -111,11 +111,13 @@ class ZooEntry(BaseModel):
 class _ZooFile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    networks: tuple[ZooEntry, ...] = Field(min_length=1)
+    networks: tuple[ZooEntry, ...]
 
     @field_validator("networks")
     @classmethod
     def _named(cls, value: tuple[ZooEntry, ...]) -> tuple[ZooEntry, ...]:
+        if not value:
+            raise ValueError("the list is empty: name the networks of the zoo, such as - timm:resnet18")
         check_names(value)
         return value
 
