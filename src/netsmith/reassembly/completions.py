@@ -7,6 +7,7 @@ Lagrange multipliers: the least of `cost + sum of multiplier * resource` bounds 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ from netsmith.reassembly.search_space import Floats, Ints, Limit, Space, Steps, 
 
 # How many elements one pass over all states may touch; beyond, families of used sets are not told apart.
 _STATE_WORK = 1 << 25
+
+# Up to so many paths, multipliers cost more than they save.
+_FEW_PATHS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -136,10 +140,10 @@ def relax(space: Space, states: Families, steps: Steps, multipliers: Floats, roo
 
 
 def best_relaxation(space: Space, states: Families) -> Relaxed | None:
-    """Multipliers of a good lower bound, by subgradient steps; None when no sum is bounded."""
+    """Multipliers of a good lower bound, by subgradient steps; None when no sum is bounded or paths are few."""
     room = sum_room(space.limits)
     bounded = np.isfinite(room)
-    if not bounded.any():
+    if not bounded.any() or math.prod(space.widths) <= _FEW_PATHS:
         return None
     scale = np.array([1.0 if x.steps is None else _span(x.steps) for x in space.limits])[:, None]
     unit = max(_span(space.cost), 1e-12)

@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from netsmith.core.profile import format_count
 from netsmith.reassembly.branch_and_bound import branch_and_bound
 from netsmith.reassembly.search_space import Floats, Limit, Space, Steps, along, limit_value
-
-_SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 @dataclass(frozen=True)
@@ -54,18 +53,19 @@ def explain(space: Space, *, most_explored: int) -> str:
 
 
 def readable(name: str, value: float, *, up: bool | None = None) -> str:
-    """A quantity for people: 0.27M, 1.25G, 12.5 ms, 3.2 MB; with `up`, rounded so that as a bound it can be met."""
+    """A quantity for people: 270k, 1.25G, 12.5 ms, 3.2 MB; with `up`, rounded so that as a bound it can be met."""
     unit = ""
     if name.endswith("_ms"):
-        unit = " ms"
+        unit = "ms"
     elif name.endswith("_bytes"):
-        value, unit = value / 1e6, " MB"
-    scale, letter = next(((s, x) for s, x in _SCALES if not unit and abs(value) >= s / 10), (1.0, ""))
-    value /= scale
+        value, unit = value / 1e6, "MB"
     if up is not None and value:
-        digits = 3 - math.floor(math.log10(abs(value)))
-        value = (math.ceil if up else math.floor)(value * 10**digits * (1 - 1e-12 if up else 1 + 1e-12)) / 10**digits
-    return f"{value:.4g}{letter}{unit}"
+        # as coarse as what is printed: four digits with a unit, else two decimals of k, M, G or T
+        size = math.floor(math.log10(abs(value)))
+        digits = 3 - size if unit else 2 - 3 * max(0, min(4, size // 3))
+        grains = value * 10.0**digits * (1 - 1e-12 if up else 1 + 1e-12)
+        value = (math.ceil if up else math.floor)(grains) / 10.0**digits
+    return format_count(value, unit)
 
 
 def _word(side: _Side) -> str:
