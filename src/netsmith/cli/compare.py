@@ -1,0 +1,150 @@
+"""How alike two networks are, cut by cut, on the same probe images.
+
+Similarity of every cut of the first with every cut of the second, and for each unit of the first the unit of the second
+whose output is most like its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from netsmith.errors import did_you_mean
+
+from .options import add_common, add_output, image_shape, positive
+from .parser import UsageError
+from .session import Session
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from netsmith.core.graph import Chain
+
+SUMMARY = "similarity of two networks, cut by cut"
+EXAMPLES = (
+    ("netsmith compare netsmith:cifar_resnet20 netsmith:cifar_resnet32 --data digits", "two small networks, offline"),
+    (
+        "netsmith compare timm:resnet18 timm:resnet50 --data folder:imagenet --out runs/cmp",
+        "with a page and JSON",
+    ),
+    ("netsmith compare A B --data parquet:cifar10 --metric lr --images 1024", "R² of predicting B from A"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the two sources, the probe and the metric."""
+    parser.add_argument("first", metavar="SOURCE", help="a network (see `netsmith dissect --help`)")
+    parser.add_argument("second", metavar="SOURCE", help="another one, or the same with other weights")
+    parser.add_argument(
+        "--data",
+        default="digits",
+        metavar="DATA",
+        help="digits, torchvision:NAME, folder:PATH, parquet:PATH (default: digits)",
+    )
+    parser.add_argument(
+        "--images", type=positive, default=512, metavar="N", help="probe images, of the training split (default: 512)"
+    )
+    parser.add_argument("--metric", default="cka", metavar="NAME", help="cka, rbf_cka or lr (default: cka)")
+    parser.add_argument("--biased", action="store_true", help="the plug-in estimate of HSIC, as in the papers")
+    parser.add_argument(
+        "--input-size", type=image_shape, metavar="CxHxW", help="images for networks without a size of their own"
+    )
+    parser.add_argument("--random-weights", action="store_true", help="build both without their weights: no download")
+    add_output(parser, required=False, what="folder for comparison.html and comparison.json")
+    add_common(parser)
+
+
+def run(arguments: argparse.Namespace, session: Session) -> int:
+    """Load, represent, compare, print and write."""
+    from netsmith.core.data import open_data, probe_set
+    from netsmith.reassembly.representation import represent
+    from netsmith.reassembly.similarity import metric_names, similarity
+
+    from .folder import check_folder, open_folder
+    from .networks import device_of, load_chain
+
+    if arguments.metric not in metric_names():
+        raise UsageError(f"unknown metric '{arguments.metric}'. {did_you_mean(arguments.metric, metric_names())}")
+    if arguments.out is not None:
+        check_folder(arguments.out, arguments.overwrite)
+    seed, device = arguments.seed or 0, device_of(arguments.device)
+    splits = open_data(arguments.data, seed=seed)
+    images, _ = probe_set(splits, arguments.images, seed=seed)
+    chains, reps = [], []
+    with session.console.progress() as bars:
+        for source in (arguments.first, arguments.second):
+            other = chains[0].name if chains else None
+            network, chain = load_chain(source, arguments, example_shape=tuple(images.shape[1:]), not_named=other)
+            chains.append(chain)
+            step = bars.step(f"representing {chain.name}")
+            reps.append(represent(chain, network.preprocess(images), device=device, progress=step))
+    table = similarity(reps, metric=arguments.metric, biased=arguments.biased)
+    facts = describe(chains[0], chains[1], table.between(chains[0].name, chains[1].name), arguments, table.samples)
+    show(facts, session)
+    if arguments.out is not None:
+        open_folder(arguments.out, arguments.overwrite, session)
+        write(facts, arguments.out, session)
+    return 0
+
+
+def describe(a: Chain, b: Chain, values: np.ndarray, arguments: argparse.Namespace, samples: int) -> dict[str, Any]:
+    """The comparison as JSON-able facts; `values[i, j]` is the similarity of cut i of `a` to cut j of `b`."""
+    best = []
+    for unit in a.units:
+        # cut 0 is the stem's output: unit i's own is cut i + 1
+        row = values[unit.index + 1, 1:]
+        match = int(row.argmax())
+        best.append({"unit": unit.name, "best": b.units[match].name, "similarity": float(row[match])})
+    return {
+        "kind": "comparison",
+        "schema": 1,
+        "metric": arguments.metric,
+        "images": samples,
+        "rows": _side(a, arguments.first),
+        "columns": _side(b, arguments.second),
+        "values": [[float(v) for v in row] for row in values],
+        "best": best,
+        "facts": {"data": arguments.data, "biased": arguments.biased, "seed": arguments.seed or 0},
+    }
+
+
+def _side(chain: Chain, source: str) -> dict[str, Any]:
+    cuts = [cut.name for cut in chain.cuts]
+    return {"name": chain.name, "source": source, "cuts": cuts, "params": chain.params, "macs": chain.macs}
+
+
+SHADES = " .:-=+*#%@"
+
+
+def show(facts: dict[str, Any], session: Session) -> None:
+    """The heatmap in characters, and the best match of every unit."""
+    rows, columns, console = facts["rows"], facts["columns"], session.console
+    console.result(
+        f"{facts['metric']} of {rows['name']} (rows) and {columns['name']} (columns) on {facts['images']} images of "
+        f"{facts['facts']['data']}"
+    )
+    label = min(28, max(len(c) for c in rows["cuts"]))
+    wide = label + 5 + 4 * len(columns["cuts"]) <= console.out.width
+    if wide:
+        console.result(" " * (label + 4) + "".join(f"{j:>4}" for j in range(len(columns["cuts"]))))
+    for i, (cut, row) in enumerate(zip(rows["cuts"], facts["values"], strict=True)):
+        cells = "".join(f"{round(100 * v):>4}" for v in row) if wide else "".join(_shade(v) for v in row)
+        console.result(f"{i:>3} {cut[-label:]:<{label}}{cells}")
+    scale = "in hundredths" if wide else f"from 0 '{SHADES[0]}' to 1 '{SHADES[-1]}'"
+    console.result(f"{scale}; row and column 0 are the outputs of the stems\n")
+    matches = [[m["unit"], m["best"], f"{m['similarity']:.3f}"] for m in facts["best"]]
+    console.table([f"unit of {rows['name']}", f"most alike in {columns['name']}", f">{facts['metric']}"], matches)
+
+
+def write(facts: dict[str, Any], out: Path, session: Session) -> None:
+    """comparison.json, and the heatmap as a page."""
+    from netsmith.core.output import write_json
+    from netsmith.report.comparison import write_comparison
+
+    session.console.result(f"wrote {write_json(out / 'comparison.json', facts)}")
+    session.console.result(f"wrote {write_comparison(out, facts)}")
+
+
+def _shade(value: float) -> str:
+    return SHADES[min(len(SHADES) - 1, max(0, int(value * len(SHADES))))]

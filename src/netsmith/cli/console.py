@@ -1,0 +1,202 @@
+"""What a user sees: results on standard output; notes, bars and errors on standard error; all of it in log.txt."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console as RichConsole
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+_LOG = logging.getLogger("netsmith.cli")
+_WIDTH_WHEN_PIPED = 200
+
+
+class RunLog(logging.Handler):
+    """Keeps every record in memory until the output folder is known to be ours, then writes them to its log.txt."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+        self.path: Path | None = None
+        self._waiting: list[str] = []
+
+    def open(self, folder: Path) -> None:
+        """From now on write to `folder`/log.txt, beginning with what was kept; a second run adds to the first's log."""
+        self.path = folder / "log.txt"
+        lines, self._waiting = self._waiting, []
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in lines)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep or write one record. A log that cannot be written must not stop the run: it is kept in memory then."""
+        try:
+            line = self.format(record)
+            if self.path is None:
+                self._waiting.append(line)
+                return
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError:
+            self.path = None
+
+
+class NoteHandler(logging.Handler):
+    """Shows netsmith's own notes and warnings on standard error; the libraries' warnings only reach the log."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING if console.quiet else logging.INFO)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record of netsmith; the command line's own texts are already on the screen."""
+        if record.name.startswith("netsmith") and not record.name.startswith("netsmith.cli"):
+            prefix = "warning: " if record.levelno >= logging.WARNING else ""
+            self._console.show_error(prefix + record.getMessage())
+
+
+class Console:
+    """The two streams of one run of the command line."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.out = RichConsole(file=sys.stdout, highlight=False, markup=False, emoji=False, width=_width(sys.stdout))
+        self.err = RichConsole(file=sys.stderr, highlight=False, markup=False, emoji=False, width=_width(sys.stderr))
+
+    def result(self, text: str = "") -> None:
+        """One text of what was asked for, on standard output."""
+        self.out.print(Text(text), soft_wrap=True)
+        _log_lines(logging.INFO, text)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", last: int = 0) -> None:
+        """A table on standard output. Columns marked with a leading ``>`` are numbers; the `last` rows are totals."""
+        table = Table(
+            title=Text(title) if title else None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+        )
+        for column in columns:
+            table.add_column(
+                Text(column.lstrip(">")), justify="right" if column.startswith(">") else "left", no_wrap=True
+            )
+        for i, row in enumerate(rows):
+            table.add_row(*(Text(cell) for cell in row), style="bold" if i >= len(rows) - last else "")
+        self.out.print(table, soft_wrap=False)
+        if title:
+            _log_lines(logging.INFO, title)
+        for row in [[c.lstrip(">") for c in columns], *rows]:
+            _log_lines(logging.INFO, " | ".join(row))
+
+    def note(self, text: str) -> None:
+        """A remark on the way, on standard error; none with --quiet."""
+        if not self.quiet:
+            self.show_error(text)
+        _log_lines(logging.INFO, text)
+
+    def error(self, text: str) -> None:
+        """What went wrong, on standard error."""
+        self.show_error(f"netsmith: {text}")
+        _log_lines(logging.ERROR, text)
+
+    def show_error(self, text: str) -> None:
+        """Print on standard error without a copy in the log."""
+        self.err.print(Text(text), soft_wrap=True)
+
+    @contextmanager
+    def progress(self) -> Iterator[Bars]:
+        """Bars for long work: on a terminal only, and only once a piece of work takes longer than a moment."""
+        bars = Bars(None if self.quiet or not self.err.is_terminal else self.err)
+        try:
+            yield bars
+        finally:
+            bars.close()
+
+
+class Bars:
+    """Progress bars by the library's protocol: called with what is done, how far, and out of how much."""
+
+    DELAY = 1.0  # seconds before a bar appears
+
+    def __init__(self, console: RichConsole | None) -> None:
+        self._console = console
+        self._live: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._began = time.monotonic()
+
+    def __call__(self, what: str, done: float | int, total: float | int | None, note: str = "") -> None:
+        """Move the bar named `what` to `done` out of `total` (None: unknown); `note` stands behind it."""
+        if done == total:
+            _LOG.debug("%s: done%s", what, f" ({note})" if note else "")
+        if self._console is None or (self._live is None and time.monotonic() - self._began < self.DELAY):
+            return
+        live = self._start()
+        if what not in self._tasks:
+            self._tasks[what] = live.add_task(what, total=total, note=note)
+        live.update(self._tasks[what], completed=done, total=total, note=note)
+
+    def step(self, what: str) -> Callable[[int, int], None]:
+        """The bar named `what`, as a function of what is done and out of how much."""
+        return lambda done, total: self(what, done, total)
+
+    def close(self) -> None:
+        """Take the bars off the screen."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+            self._tasks.clear()
+
+    def _start(self) -> Progress:
+        if self._live is None:
+            self._live = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}", markup=False),
+                console=self._console,
+                transient=True,
+            )
+            self._live.start()
+        return self._live
+
+
+def start_logging(console: Console) -> tuple[RunLog, NoteHandler]:
+    """Send all loggers and Python's warnings to a `RunLog`, and netsmith's own also to the console."""
+    log, notes = RunLog(), NoteHandler(console)
+    root = logging.getLogger()
+    root.addHandler(log)
+    root.addHandler(notes)
+    logging.getLogger("netsmith").setLevel(logging.DEBUG)
+    logging.captureWarnings(True)
+    return log, notes
+
+
+def stop_logging(log: RunLog, notes: NoteHandler) -> None:
+    """Leave logging as it was found."""
+    logging.captureWarnings(False)
+    for handler in (log, notes):
+        logging.getLogger().removeHandler(handler)
+    logging.getLogger("netsmith").setLevel(logging.NOTSET)
+
+
+def _log_lines(level: int, text: str) -> None:
+    for line in text.splitlines():
+        if line.strip():
+            _LOG.log(level, "%s", line)
+
+
+def _width(stream) -> int | None:
+    return None if stream.isatty() else _WIDTH_WHEN_PIPED

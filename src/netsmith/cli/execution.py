@@ -1,0 +1,127 @@
+"""From a `ReassembleConfig` to the library's plain arguments, and from its result to the output folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from netsmith.config import ReassembleConfig
+from netsmith.core.cache import Cache
+from netsmith.core.data import Splits, open_data
+from netsmith.core.engine import Progress, TrainSettings
+from netsmith.core.profile import Budget, format_count
+from netsmith.core.zoo import describe_source, load_zoo
+from netsmith.reassembly.pipeline import reassemble
+from netsmith.reassembly.recipe import FitSpec
+from netsmith.reassembly.results import Summary
+from netsmith.reassembly.saving import write_results
+
+
+def execute(
+    config: ReassembleConfig, out: Path, *, cache: Path, device: str, progress: Progress | None = None
+) -> Summary:
+    """Reassemble what a config describes, and write the results to `out`, which exists."""
+    splits = open_config_data(config)
+    networks = load_zoo(config.zoo, pretrained=config.pretrained, seed=config.seed)
+    result = reassemble(
+        networks,
+        splits,
+        budget_of(config),
+        k=config.partition.k,
+        eps=config.partition.eps,
+        size=config.partition.size,
+        restarts=config.partition.restarts,
+        metric=config.similarity.metric,
+        biased=config.similarity.biased,
+        grid=config.probe.grid,
+        probe_images=config.probe.images,
+        fit_images=config.stitch.images,
+        candidates=config.search.candidates,
+        distinct_sets=config.search.distinct_sets,
+        mix=config.search.mix,
+        solver=config.search.solver,
+        style=config.stitch.style,
+        init=config.stitch.init,
+        fit=fit_spec(config),
+        score=config.score.name,
+        also=config.score.also,
+        score_images=config.score.images,
+        finalists=config.score.finalists,
+        finetune=tuning(config),
+        trainable=config.trainable,
+        latency_batch=config.budget.latency_batch,
+        seed=config.seed,
+        device=device,
+        cache=Cache(cache),
+        checkpoints=out / "checkpoints",
+        progress=progress,
+    )
+    summary = write_results(result, out, config=config.model_dump(mode="json"))
+    return summary
+
+
+def plan(config: ReassembleConfig, *, progress: Progress | None = None) -> list[str]:
+    """What a config would do, download and cost, without weights, data or network: one text a line."""
+    infos = []
+    for i, entry in enumerate(config.zoo):
+        infos.append(describe_source(entry, pretrained=config.pretrained))
+        if progress is not None:
+            progress("reading the zoo", i + 1, len(config.zoo))
+    download = sum(info.download_bytes for info in infos)
+    lines = [f"zoo: {len(infos)} networks, {format_count(sum(i.params or 0 for i in infos))} params in all"]
+    for info in infos:
+        fetch = f"{info.download_bytes / 1e6:.0f} MB to download" if info.download_bytes else "here"
+        licence = f"licence {info.licence or 'not stated'}" + (
+            "" if info.commercial is not False else " (NON-COMMERCIAL)"
+        )
+        params = "?" if info.params is None else format_count(info.params)
+        lines.append(f"  {info.name:<32} {params:>8} params  {fetch:<22} {licence}")
+    lines.append(f"to download: {download / 1e9:.2f} GB in all" if download else "to download: nothing")
+    lines += [f"data: {config.data.source}", f"budget: {budget_of(config)}"]
+    lines += _steps(config)
+    bound = [info.name for info in infos if info.commercial is False]
+    if bound:
+        lines.append(f"licences: a network with a block of {', '.join(bound)} may not be used commercially")
+    return lines
+
+
+def _steps(config: ReassembleConfig) -> list[str]:
+    part, tune = config.partition, config.finetune
+    gram = 4 * config.probe.images**2 / 1e6
+    steps = [
+        f"{config.probe.images} probe images through every network; a Gram matrix of {gram:.1f} MB for each cut",
+        f"{config.similarity.metric} of all cuts",
+        f"{part.k} blocks a network (eps {part.eps:g}, by {part.size}) in {part.k} equivalence sets, "
+        f"{part.restarts} restarts",
+        f"the {config.search.candidates} cheapest assemblies within the budget",
+        f"each stitched on {config.stitch.images} images ({config.stitch.init}), ranked by {config.score.name}",
+        "no fine-tuning"
+        if tune is None
+        else f"{config.score.finalists} of them fine-tuned for {tune.epochs} epochs ({tune.optimizer})",
+        "test images read once; artifact, summary.json and report.html written",
+    ]
+    return ["steps:", *(f"  {i}. {step}" for i, step in enumerate(steps, start=1))]
+
+
+def open_config_data(config: ReassembleConfig) -> Splits:
+    """The data of a config."""
+    data = config.data
+    return open_data(data.source, seed=data.seed, validation_fraction=data.validation_fraction, size=data.size)
+
+
+def budget_of(config: ReassembleConfig) -> Budget:
+    """The bounds of a config alone, without the batch at which latency is measured."""
+    return Budget.model_validate(config.budget.model_dump(exclude={"latency_batch"}))
+
+
+def fit_spec(config: ReassembleConfig) -> FitSpec:
+    """The closed-form fit of a config."""
+    spec = FitSpec(head=config.stitch.head)
+    return spec if config.stitch.ridge is None else replace(spec, ridges=config.stitch.ridge)
+
+
+def tuning(config: ReassembleConfig) -> TrainSettings | None:
+    """The fine-tuning of a config, with the config's precision where it sets one."""
+    if config.finetune is None or config.precision == "no":
+        return config.finetune
+    return config.finetune.model_copy(update={"precision": config.precision})

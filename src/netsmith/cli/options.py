@@ -1,0 +1,95 @@
+"""Options that several verbs share, and the types of their values."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+
+def add_common(parser: argparse.ArgumentParser, *, seed: bool = True, device: bool = True) -> None:
+    """Add --seed, --device, --quiet and --debug."""
+    group = parser.add_argument_group("common options")
+    if seed:
+        group.add_argument(
+            "--seed", type=natural, metavar="N", help="seed of everything random (default: the config's, or 0)"
+        )
+    if device:
+        group.add_argument(
+            "--device", type=device_name, metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the best there is)"
+        )
+    group.add_argument("--quiet", action="store_true", help="no progress bars and notes; results and errors only")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error (also NETSMITH_DEBUG=1)")
+
+
+def add_output(parser: argparse.ArgumentParser, *, required: bool, what: str) -> None:
+    """Add --out and --overwrite."""
+    parser.add_argument("--out", type=Path, metavar="DIR", required=required, help=what)
+    parser.add_argument("--overwrite", action="store_true", help="replace DIR when it exists")
+
+
+def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
+    """Add the repeatable --set KEY=VALUE."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        type=override,
+        metavar="KEY=VALUE",
+        help=f"change one key of the config, e.g. {example}; may be given many times",
+    )
+
+
+def natural(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"a whole number of at least 0 was expected, '{text}' came")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"a whole number of at least 1 was expected, '{text}' came")
+    return int(text)
+
+
+def fraction(text: str) -> float:
+    """A number between 0 and 1, both left out."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 < value < 1.0:
+        raise argparse.ArgumentTypeError(f"a number between 0 and 1 was expected, '{text}' came")
+    return value
+
+
+def image_shape(text: str) -> tuple[int, int, int]:
+    """``3x224x224`` (channels, height, width), or ``224`` for three channels and a square."""
+    numbers = re.split(r"[x×,]", text.lower())
+    if all(n.strip().isdigit() and int(n) > 0 for n in numbers):
+        sizes = [int(n) for n in numbers]
+        if len(sizes) == 3:
+            return (sizes[0], sizes[1], sizes[2])
+        if len(sizes) == 1:
+            return (3, sizes[0], sizes[0])
+    raise argparse.ArgumentTypeError(
+        f"a size such as 3x224x224 (channels x height x width) was expected, '{text}' came"
+    )
+
+
+def override(text: str) -> str:
+    """``key.subkey=value``."""
+    key, equals, _ = text.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_][\w.\[\]-]*", key):
+        raise argparse.ArgumentTypeError(f"KEY=VALUE was expected, such as budget.params.max=0.4M; '{text}' came")
+    return text
+
+
+def device_name(text: str) -> str:
+    """A device of torch by its name; whether it is there is checked when it is used."""
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"cpu, cuda, cuda:1, xpu or mps was expected, '{text}' came")
+    return text

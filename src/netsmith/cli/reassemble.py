@@ -1,0 +1,100 @@
+"""From a zoo to one network under a budget: compare, partition, search, stitch, fine-tune, report.
+
+CONFIG is a YAML file, or a preset's name (see `netsmith presets list`). Every step is cached in DIR/cache: a run that
+was interrupted goes on where it was, and a changed key computes again only what depends on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .options import add_common, add_output, add_overrides
+from .parser import UsageError
+from .session import Session
+
+if TYPE_CHECKING:
+    from netsmith.reassembly.results import Summary
+
+SUMMARY = "a zoo to one fine-tuned network under a budget"
+EXAMPLES = (
+    ("netsmith reassemble cifar10.yaml --out runs/cifar10", "the whole way, report included"),
+    ("netsmith reassemble dery_10m --set data=folder:imagenet --plan", "what it would do, download and cost"),
+    (
+        "netsmith reassemble cifar10.yaml --out runs/small --set budget.params.max=0.4M --set partition.k=3",
+        "changed keys",
+    ),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add CONFIG, --plan and the output folder."""
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or a preset's name")
+    parser.add_argument(
+        "--plan", action="store_true", help="print what it would do, download and cost; compute and write nothing"
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep the cached steps there, for several runs to share (default: in --out)",
+    )
+    add_output(
+        parser, required=False, what="folder for the artifact, summary.json and report.html; needed unless --plan"
+    )
+    add_overrides(parser, "budget.params.max=0.4M")
+    add_common(parser)
+
+
+def run(arguments: argparse.Namespace, session: Session) -> int:
+    """Read the config, then plan or reassemble."""
+    from netsmith.config import dump_config, load_reassemble_config
+
+    from .configs import config_path
+    from .execution import execute, plan
+    from .folder import check_folder, open_folder
+    from .networks import device_of
+
+    overrides = list(arguments.overrides)
+    overrides += [] if arguments.seed is None else [f"seed={arguments.seed}"]
+    overrides += [] if arguments.device is None else [f"device={arguments.device}"]
+    config = load_reassemble_config(config_path(arguments.config), overrides)
+    if arguments.plan:
+        with session.console.progress() as bars:
+            lines = plan(config, progress=bars)
+        for line in lines:
+            session.console.result(line)
+        return 0
+    if arguments.out is None:
+        raise UsageError("--out DIR is missing: where should the results go? (--plan alone needs none.)")
+    device = device_of(config.device)
+    text = dump_config(config)
+    check_folder(arguments.out, arguments.overwrite, text)
+    open_folder(arguments.out, arguments.overwrite, session, text)
+    with session.console.progress() as bars:
+        cache = arguments.cache or arguments.out / "cache"
+        summary = execute(config, arguments.out, cache=cache, device=str(device), progress=bars)
+    show(summary, session)
+    session.console.result(f"wrote {arguments.out}: report.html, summary.json, artifact/")
+    return 0
+
+
+def show(summary: Summary, session: Session) -> None:
+    """The chosen network beside every member of the zoo, and what it is made of."""
+    from netsmith.core.profile import format_count
+
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.2f}%"
+
+    rows = [[m.name, format_count(m.params), format_count(m.macs), "", percent(m.accuracy)] for m in summary.zoo]
+    accuracy = summary.accuracy
+    counts = [format_count(summary.params), format_count(summary.macs)]
+    stitched = "stitched and fine-tuned" if accuracy.finetuned is not None else "stitched"
+    rows.append(["reassembled", *counts, "stitched, no training", percent(accuracy.stitched)])
+    if accuracy.finetuned is not None:
+        rows.append(["reassembled", *counts, stitched, percent(accuracy.finetuned)])
+    session.console.table(
+        ["network", ">params", ">MACs", "", f">{accuracy.split} accuracy"], rows, last=len(rows) - len(summary.zoo)
+    )
+    session.console.result("blocks: " + " -> ".join(summary.blocks))

@@ -1,0 +1,18 @@
+"""What a verb gets beside its arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .console import Console, RunLog
+
+
+@dataclass
+class Session:
+    """The two streams, the log, the words of the command line, and the folder in which results are kept."""
+
+    console: Console
+    log: RunLog
+    argv: tuple[str, ...]
+    kept: Path | None = None

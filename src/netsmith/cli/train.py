@@ -1,0 +1,104 @@
+"""Train a network from a source, from scratch or further: members of a zoo, baselines of one size.
+
+CONFIG is a YAML file, or a preset's name. A second run with the same config and folder goes on from the last epoch. The
+artifact can be used wherever a source is expected. Under torchrun, every process trains on its share of the images:
+`torchrun --nproc_per_node 2 -m netsmith.cli.main train CONFIG --out DIR`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .options import add_common, add_output, add_overrides
+from .session import Session
+
+if TYPE_CHECKING:
+    from netsmith.config import TrainConfig
+    from netsmith.core.engine import Progress
+
+SUMMARY = "train a network from scratch or further"
+EXAMPLES = (
+    ("netsmith train train.yaml --out runs/r20", "until the last epoch; again to go on after a stop"),
+    ("netsmith train demo_residual --out runs/residual", "a preset: a tiny residual network on digits"),
+    ("netsmith train train.yaml --out runs/long --set training.epochs=50 --seed 1", "changed keys"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add CONFIG and the output folder."""
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or a preset's name")
+    add_output(parser, required=True, what="folder for the artifact, summary.json and checkpoints")
+    add_overrides(parser, "training.epochs=50")
+    add_common(parser)
+
+
+def run(arguments: argparse.Namespace, session: Session) -> int:
+    """Read the config, train, print."""
+    from netsmith.config import dump_config, load_train_config
+
+    from .configs import config_path
+    from .folder import check_folder, open_folder
+    from .networks import device_of
+
+    overrides = arguments.overrides
+    if arguments.seed is not None:
+        overrides = [*overrides, f"seed={arguments.seed}", f"training.seed={arguments.seed}"]
+    if arguments.device is not None:
+        overrides = [*overrides, f"device={arguments.device}"]
+    config = load_train_config(config_path(arguments.config), overrides)
+    device_of(config.device)
+    text = dump_config(config)
+    if os.environ.get("RANK", "0") == "0":  # under torchrun the first process writes
+        check_folder(arguments.out, arguments.overwrite, text)
+        open_folder(arguments.out, arguments.overwrite, session, text)
+    with session.console.progress() as bars:
+        summary = train_network(config, arguments.out, progress=bars)
+    show([summary], session)
+    session.console.result(f"wrote {arguments.out / 'artifact'}")
+    return 0
+
+
+def train_network(config: TrainConfig, folder: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Train what a config describes into `folder`; returns its summary."""
+    from netsmith.core.data import open_data
+    from netsmith.core.training import train_entry
+
+    data = config.data
+    splits = open_data(data.source, seed=data.seed, validation_fraction=data.validation_fraction, size=data.size)
+    settings = config.training
+    if config.precision != "no":
+        settings = settings.model_copy(update={"precision": config.precision})
+    return train_entry(
+        config.network,
+        splits,
+        settings,
+        folder,
+        pretrained=config.pretrained,
+        seed=config.seed,
+        config=config.model_dump(mode="json"),
+        device=None if config.device == "auto" else config.device,
+        progress=progress,
+    )
+
+
+def show(summaries: list[dict[str, Any]], session: Session) -> None:
+    """What came out of one training or of several, as a table."""
+    from netsmith.core.profile import format_count
+
+    rows = [
+        [
+            s["name"],
+            format_count(s["params"]),
+            format_count(s["macs"]),
+            f"{100 * s['accuracy']['validation']:.2f}%",
+            f"{100 * s['accuracy']['test']:.2f}%",
+            f"{s['best_epoch']} of {s['epochs']}",
+            f"{s['seconds']['training']:.1f} s",
+        ]
+        for s in summaries
+    ]
+    columns = ["network", ">params", ">MACs", ">validation", ">test", ">best epoch", ">time"]
+    session.console.table(columns, rows)
