@@ -205,6 +205,16 @@ def test_offline_by_setting(monkeypatch):
         load_source("timm:resnet18")
 
 
+def test_an_earlier_download_is_used_without_asking_the_hub(monkeypatch, tmp_path):
+    net = timm.create_model("resnet18")
+    save_file(net.state_dict(), tmp_path / "model.safetensors")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(tmp_path / "model.safetensors"))
+    found = load_source("timm:resnet18")
+    assert equal(found.model, net)
+    assert found.provenance.licence == "apache-2.0"
+    assert describe_source("timm:resnet18").download_bytes == 0
+
+
 def test_a_download_that_breaks_off(monkeypatch):
     def broken(*_, **__):
         raise ConnectionResetError("Connection reset by peer")

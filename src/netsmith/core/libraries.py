@@ -27,7 +27,7 @@ from netsmith.core.artifact import is_artifact
 from netsmith.core.cache import digest
 from netsmith.core.sources import HELP, Facts, Source, seeded
 from netsmith.core.weights import check_weights_file
-from netsmith.errors import SourceError, did_you_mean
+from netsmith.errors import NetsmithError, SourceError, did_you_mean
 from netsmith.models import BUILDERS
 
 _log = logging.getLogger("netsmith.zoo")
@@ -160,13 +160,16 @@ def _timm_facts(source: Source, pretrained: bool) -> Facts:
     )
 
 
-def _timm_cached(cfg: Any) -> bool:
+def _timm_cached(cfg: Any) -> str | None:
+    """The file that earlier downloads left behind, if there is one."""
     if cfg.file:
-        return True
+        return cfg.file
     if cfg.hf_hub_id:
         names = [cfg.hf_hub_filename] if cfg.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
-        return any(isinstance(huggingface_hub.try_to_load_from_cache(cfg.hf_hub_id, n), str) for n in names)
-    return _hub_file(cfg.url).exists()
+        found = [huggingface_hub.try_to_load_from_cache(cfg.hf_hub_id, name) for name in names]
+        return next((path for path in found if isinstance(path, str)), None)
+    file = _hub_file(cfg.url)
+    return str(file) if file.exists() else None
 
 
 def _hub_file(url: str) -> Path:
@@ -174,6 +177,11 @@ def _hub_file(url: str) -> Path:
 
 
 def _timm_build(source: Source, known: Facts, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    cached = _timm_cached(_timm_cfg(source.name)) if pretrained else None
+    if cached is not None:
+        # named as a file, it is read at once; by its name on the hub, timm would first ask the hub for news
+        options = {"pretrained_cfg_overlay": {"file": cached}, **options}
+
     def make(**kwargs: Any) -> nn.Module:
         return timm.create_model(source.name, pretrained=pretrained, **kwargs)
 
@@ -251,8 +259,12 @@ def _downloading(source: Source, known: Facts) -> Iterator[None]:
             raise SourceError(_cannot_download(source, known, offline))
     try:
         yield
-    except (OSError, EOFError, huggingface_hub.errors.HfHubHTTPError) as error:
+    except NetsmithError:
+        raise
+    except Exception as error:  # each library and each of its versions has its own errors for a broken connection
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if not known.url:
+            raise SourceError(f"'{source}' cannot be built: {type(error).__name__}: {first}") from error
         raise SourceError(_cannot_download(source, known, first)) from error
 
 
