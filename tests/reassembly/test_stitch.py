@@ -233,6 +233,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_a_recipe_file_rebuilds_to_the_last_bit_in_a_new_process(tmp_path: Path):
     made = recipe(MIXED, num_classes=4, seed=5)
     file = tmp_path / "recipe.json"
