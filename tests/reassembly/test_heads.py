@@ -150,6 +150,17 @@ def test_a_good_pretrained_classifier_is_kept_to_the_bit():
     assert torch.equal(weights[0], keep[0])
 
 
+def test_the_pretrained_classifier_is_left_only_for_one_that_is_clearly_better():
+    features = torch.cat([torch.eye(3).repeat(33, 1), torch.eye(3)[:1]])  # 100 rows; the last is of a wrong class
+    labels = torch.cat([torch.arange(3).repeat(33), torch.tensor([1])])
+    held = torch.zeros(100, dtype=torch.bool)
+    nearly = (torch.eye(3), torch.zeros(3))
+    _, found = fit_classifier(features, labels, held, 3, keep=nearly)
+    assert found.method == "keep"
+    _, found = fit_classifier(features, labels, held, 3, keep=(torch.zeros(3, 3), torch.zeros(3)))
+    assert (found.method, found.accuracy) == ("ridge", 0.99)
+
+
 @pytest.mark.parametrize("method", ["ridge", "lda"])
 def test_scaling_the_logits_lowers_the_loss_and_changes_no_decision(method):
     features, labels = clusters(4, spread=3.0)

@@ -166,7 +166,8 @@ def fit_classifier(
         labels: classes in 0..classes-1.
         held: which rows decide; none: the fitted rows decide.
         classes: number of outputs.
-        method: "auto" tries all; otherwise only that one.
+        method: "auto" tries all, and leaves the pretrained classifier for a better one only if that is better by more
+            than a standard error; otherwise only that one.
         keep: the pretrained classifier, if it may be kept.
 
     Raises:
@@ -199,9 +200,13 @@ def fit_classifier(
         scale = _best_scale(found[best], features[judge], labels[judge])
         weight, bias = solver(features, labels, classes, [settings[best]])[0]
         tried[name] = (scores[best], settings[best], (weight * scale, bias * scale))
-    winner = max(tried, key=lambda name: tried[name][0])
+    # Probe images are often those the parents were trained on, where refitted classifiers look better than they are:
+    # the pretrained one stays unless it is beaten by more than a standard error.
+    accuracies = {name: t[0] for name, t in tried.items()}
+    error = math.sqrt(max(accuracies.values()) * (1 - max(accuracies.values())) / int(judge.sum()))
+    winner = max(accuracies, key=lambda name: accuracies[name] + (error if name == "keep" else 0))
     accuracy, setting, weights = tried[winner]
-    return weights, HeadFit(winner, setting, accuracy, {name: t[0] for name, t in tried.items()})
+    return weights, HeadFit(winner, setting, accuracy, accuracies)
 
 
 def ridge_classifiers(
