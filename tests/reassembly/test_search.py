@@ -266,6 +266,15 @@ def test_sets_that_cannot_be_distinct_are_explained():
     assert k_best(stages, costs, distinct_groups=False).optimal
 
 
+def test_more_shared_sets_than_the_search_can_hold():
+    stages = [[Choice(Block("a", s, s + 1), g) for g in range(63)] for s in range(2)]
+    with pytest.raises(BudgetError, match="at most 62 equivalence sets that several stages offer, got 63"):
+        k_best(stages, [np.zeros((63, 63))])
+    assert k_best(
+        [stages[0][:40], [Choice(Block("b", 1, 2), g) for g in range(100, 140)]], [np.zeros((40, 40))]
+    ).optimal
+
+
 def test_a_mix_needs_two_networks():
     stages = [[Choice(Block("a", s, s + 1), s)] for s in range(2)]
     with pytest.raises(BudgetError, match="no assembly mixes blocks of two networks"):

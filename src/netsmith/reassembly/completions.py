@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from netsmith.errors import BudgetError
 from netsmith.reassembly.search_space import Floats, Ints, Limit, Space, Steps, add_steps, summed
 
 # How many elements one pass over all states may touch; beyond, families of used sets are not told apart.
@@ -46,7 +47,7 @@ class Families:
 
 
 def families(space: Space) -> Families:
-    """The states for `space`. Raises OverflowError for more than 62 sets that several stages offer."""
+    """The states for `space`. Raises `BudgetError` for more than 62 sets that several stages offer."""
     stages = len(space.cost)
     modes = 2 if space.mix else 1
     bits = [np.zeros(w, np.int64) for w in space.widths]
@@ -54,7 +55,10 @@ def families(space: Space) -> Families:
         everywhere = np.concatenate([np.unique(g) for g in space.group])
         shared = [int(g) for g in np.unique(everywhere) if (everywhere == g).sum() > 1]
         if len(shared) > 62:
-            raise OverflowError(f"{len(shared)} equivalence sets are offered at several stages; 62 is the most")
+            raise BudgetError(
+                f"expected at most 62 equivalence sets that several stages offer, got {len(shared)}: "
+                "allow a set to be used twice (distinct sets off), or partition into fewer"
+            )
         for bit, g in enumerate(shared):
             for s in range(stages):
                 bits[s][space.group[s] == g] = 1 << bit

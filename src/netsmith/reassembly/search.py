@@ -120,7 +120,8 @@ def k_best(
 
     Returns:
         Ties (costs that differ by no more than rounding) are in the order of the choices' indices; with the solvers
-        they are in the order found.
+        they are in the order found. A search that met its limit may return fewer than exist, or none, with `optimal`
+        False; only what is proven not to exist is an error.
 
     Raises:
         BudgetError: nothing fits; the message names the bounds that cannot be met and the nearest values that can.
