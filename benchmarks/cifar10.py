@@ -68,6 +68,7 @@ def find(args: argparse.Namespace, networks: list[Network], data: Splits) -> Rea
         probe_images=1000,
         fit_images=args.fit_images,
         candidates=args.candidates,
+        distinct_sets=False,
         also=("params",),
         cache=Cache(args.work / "cache"),
         progress=tell,
@@ -96,6 +97,7 @@ def settings(args: argparse.Namespace, way: str) -> TrainSettings:
         weight_decay=5e-4,
         schedule="onecycle",
         augment=True,
+        clip_grad=1.0,
         precision=args.precision,
         channels_last=True,
     )
@@ -148,11 +150,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/cifar10_benchmark"))
     parser.add_argument("--params", default="0.5M")
     parser.add_argument("--k", type=int, default=4)
-    parser.add_argument("--eps", type=float, default=0.34)
-    parser.add_argument("--candidates", type=int, default=40)
+    parser.add_argument("--eps", type=float, default=0.6)
+    parser.add_argument("--candidates", type=int, default=16)
     parser.add_argument("--fit-images", type=int, default=4000)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--scratch-lr", type=float, default=0.1)
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--threads", type=int, default=1)

@@ -41,7 +41,7 @@ MANY_IMAGES = ("stitch", "knn", "logme")
 
 
 def draw(args: argparse.Namespace, parents: tuple, data: Any) -> list:
-    """`--recipes` random recipes under the budget, of at least two networks and distinct equivalence sets."""
+    """`--recipes` random recipes under the budget, one block a stage, of at least two networks."""
     images, _ = probe_set(data, 512, seed=0)
     reps = [represent(p.chain, p.network.preprocess(images)) for p in parents]
     sets = partition(
@@ -50,7 +50,7 @@ def draw(args: argparse.Namespace, parents: tuple, data: Any) -> list:
     chains, refs = chains_of(parents), {p.name: p.ref for p in parents}
     found = []
     for blocks in itertools.product(*stages_of(sets)):
-        if len({b.network for b in blocks}) < 2 or len({sets.assignment[b] for b in blocks}) < len(blocks):
+        if len({b.network for b in blocks}) < 2:
             continue
         recipe = plan_recipe(blocks, chains, refs, num_classes=len(data.classes))
         if recipe_cost(recipe, chains)[0] <= args.params:
@@ -81,7 +81,14 @@ def judge(args: argparse.Namespace, recipe: Any, parents: tuple, data: Any, cach
     if args.images < len(train_set):
         train_set = train_set.subset(balanced_indices(train_set.labels, args.images, 1))
     settings = TrainSettings(
-        epochs=2, batch_size=128, lr=args.lr, schedule="onecycle", augment=True, precision="bf16", channels_last=True
+        epochs=2,
+        batch_size=128,
+        lr=args.lr,
+        schedule="onecycle",
+        augment=True,
+        clip_grad=1.0,
+        precision="bf16",
+        channels_last=True,
     )
     result = finetune(module, (train_set, data.validation), settings, preprocess=preprocess)
     accuracy = evaluate(
@@ -117,7 +124,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/scores_benchmark"))
     parser.add_argument("--params", type=float, default=0.5e6)
     parser.add_argument("--k", type=int, default=4)
-    parser.add_argument("--eps", type=float, default=0.34)
+    parser.add_argument("--eps", type=float, default=0.6)
     parser.add_argument("--recipes", type=int, default=40)
     parser.add_argument("--images", type=int, default=50_000, help="training images an epoch")
     parser.add_argument("--fit-images", type=int, default=2000)

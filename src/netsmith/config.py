@@ -171,13 +171,15 @@ def _one_of(value: str, allowed: Sequence[str]) -> str:
 
 
 class FinetuneSettings(TrainSettings):
-    """`TrainSettings` with the defaults of fine-tuning: a gentler rate, and one cycle of it."""
+    """`TrainSettings` with the defaults of fine-tuning: a gentler rate, one cycle of it, and bounded gradients."""
 
     lr: float = Field(default=0.01, gt=0, description="highest learning rate")
     schedule: Literal["cosine", "onecycle", "constant"] = Field(
         default="onecycle", description="shape of the learning rate"
     )
     augment: bool = Field(default=True, description="shift images at random, mirror them where that keeps the class")
+    # adapters fitted in closed form can have large weights, and the first steps without a bound destroy them
+    clip_grad: float | None = Field(default=1.0, gt=0, description="largest norm of the gradient")
 
 
 class Machine(Section):
