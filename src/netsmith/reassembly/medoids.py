@@ -22,8 +22,8 @@ Floats = NDArray[np.float64]
 # How many numbers an array over (candidates, restarts) may hold: small enough to stay near the cache.
 _CHUNK = 1 << 18
 
-# How many numbers (candidates times trials) one round of swaps may score: a few seconds of work.
-_SWAP_WORK = 1 << 26
+# How many numbers (candidates times trials) one round of swaps may score: half a second of work.
+_SWAP_WORK = 1 << 23
 
 # As many to try every set of medoids there is: under a second.
 _ALL_WORK = 1 << 24
