@@ -9,7 +9,7 @@ layer with the norms, activations and pools that follow it is the smallest unit.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
@@ -144,6 +144,22 @@ def opened_by(recording: Recording, keys: Sequence[Key]) -> set[str]:
     return paths
 
 
+def leaking(recording: Recording, opened: Collection[str]) -> set[str]:
+    """Paths of closed modules that hand on more than one tensor, so that closing them ties together what is apart."""
+    found: set[str] = set()
+    readers: dict[int, int] = {}  # the last step that reads a step's output
+    for step in recording.steps:
+        for ref in step.refs():
+            readers[ref.step] = step.index
+    todo = [c for call in recording.calls if call.path in opened for c in call.children if c.path not in opened]
+    while todo:
+        call = todo.pop()
+        if call.stop - call.start > 1 and sum(readers.get(i, 0) >= call.stop for i in range(call.start, call.stop)) > 1:
+            found.add(call.path)
+            todo += call.children
+    return found
+
+
 class _Tree:
     """The calls of a recording, weighed and opened down to the blocks, at one level of strictness.
 
@@ -272,7 +288,9 @@ def _heaviest(recording: Recording, start: int, stop: int) -> str:
             break
         common.append(names[0])
     owner = heavy[0].owner.path
-    return max(".".join(common), owner, key=len) if heavy[0].owner is heavy[-1].owner else ".".join(common)
+    if common or owner:
+        return max(".".join(common), owner, key=len) if heavy[0].owner is heavy[-1].owner else ".".join(common) or owner
+    return split[0][0] if split[0][0] == split[-1][0] else f"{split[0][0]}..{split[-1][0]}"
 
 
 def choose(recording: Recording, points: Sequence[Point], *, flat: bool = False) -> list[Boundary]:
@@ -316,7 +334,7 @@ def _thin(pieces: list[_Piece], recording: Recording, flat: bool) -> list[Bounda
         main = next((p for p in group if p.block), None) or next(p for p in group if p.weights)
         if not ends or ends[-1].point.ref == recording.result or group.index(ends[-1]) < group.index(main):
             continue
-        name = main.name or "unit"
+        name = main.name
         while name in names:
             name += "+"
         names.add(name)

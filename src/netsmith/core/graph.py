@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from netsmith.core.cuts import Boundary, choose, cut_points, find, opened_by
+from netsmith.core.cuts import Boundary, choose, cut_points, find, leaking, opened_by
 from netsmith.core.layout import Layout, Layouts
 from netsmith.core.profile import count_macs, count_params
 from netsmith.core.program import Part, Program, align
@@ -197,10 +197,13 @@ def _program(
 ) -> tuple[Program, Tensor, list[tuple[Boundary, Layout]], list[Ref]]:
     """Record again, looking only into modules that are cut; a module whose code cannot be replayed is kept whole."""
     reasons: list[str] = []
+    closed: set[str] = set()
+    wide = False
     while True:
         if len(known) < 2:
             raise DissectionError(_no_cuts(label, reasons))
-        opened = opened_by(recording, [b.point.key for b, _ in known])
+        needed = opened_by(recording, [b.point.key for b, _ in known])
+        opened = needed | leaking(recording, needed) - closed if wide else needed
         try:
             with _flags(model, opened):
                 first = Recording(model, two, _among(opened), strict=True)
@@ -212,6 +215,9 @@ def _program(
                     f"{label} cannot be cut: in {type(model).__name__}.forward, {blocked.reason}; rewrite this so that"
                     " it depends on shapes and settings only"
                 ) from blocked
+            if blocked.path not in needed:
+                closed.add(blocked.path)
+                continue
             reasons.append(f"{blocked.path} ({type(model.get_submodule(blocked.path)).__name__}): {blocked.reason}")
             inside = blocked.path
             known = [(b, lay) for b, lay in known if not _lies_inside(b.point.key, inside)]
@@ -225,7 +231,9 @@ def _program(
                 refs.append(ref)
         if len(kept) == len(known):
             return program, second.output, kept, refs
-        known = kept
+        if wide:
+            known = kept
+        wide = True
 
 
 def _among(opened: Collection[str]) -> Callable[[str, nn.Module], bool]:

@@ -171,6 +171,7 @@ class Recording(TorchFunctionMode):
         self._stack: list[Call] = []
         self._closed = 0  # how deep inside a closed module the run is
         self._before: list[tuple[Tensor, int]] = []
+        self._given: Any = ()
         self._writes: dict[int, int] = {}  # storage -> last step that wrote to it in place
         self._held: list[Tensor] = []
         self.output = self._run(x)
@@ -219,7 +220,9 @@ class Recording(TorchFunctionMode):
             self._stack.append(call)
         else:
             self._counts[path] += 1
+            # now, as the module may change a list that it is given
             self._before = [(t, t._version) for _, t in tensors(list(args))]
+            self._given = self._template(args)
             self._closed = 1
 
     def _left(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
@@ -230,7 +233,7 @@ class Recording(TorchFunctionMode):
             self._closed = 0
             parent = self._stack[-1]
             call = Call(path or "", self._counts[path or ""], parent, len(self.steps), module)
-            output = self._record("module", path, args, kwargs, output, self._before)
+            output = self._record("module", path, self._given, kwargs, output, self._before)
             call.stop, call.end = len(self.steps), self._single(output)
             parent.children.append(call)
             self.calls.append(call)
