@@ -119,7 +119,7 @@ class SearchSection(Section):
 class StitchSection(Section):
     """How blocks are joined."""
 
-    style: str = Field(default="linear", description="of the adapters")
+    style: str = Field(default="auto", description="of the adapters")
     init: Literal["lstsq", "random"] = Field(default="lstsq", description="fitted in closed form, or drawn at random")
     ridge: tuple[float, ...] | None = Field(default=None, description="ridges to try; default: a grid")
     head: HeadMethod = "auto"

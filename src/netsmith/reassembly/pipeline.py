@@ -68,7 +68,7 @@ def reassemble(
     distinct_sets: bool = True,
     mix: bool = True,
     solver: Solver = "exact",
-    style: str = "linear",
+    style: str = "auto",
     init: Init = "lstsq",
     fit: FitSpec | None = None,
     score: str = "stitch",
@@ -105,7 +105,7 @@ def reassemble(
         distinct_sets: at most one block of each equivalence set.
         mix: blocks of two networks at least.
         solver: of the search.
-        style: of the adapters: `linear`, `conv3` or `dery`.
+        style: of the adapters: `auto` (3x3 where that is cheap, 1x1 elsewhere), `linear`, `conv3` or `dery`.
         init: adapters fitted in closed form, or drawn at random.
         fit: settings of the closed-form fit.
         score: what ranks the candidates.
