@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
         torch.set_num_threads(threads)
     console.result(f"\nReassembled under a budget that none of them meets ({_budget(summary)}):")
     reassemble.show(summary, session)
-    console.result(f"\nreport: {out / 'report.html'}")
+    reassemble.show_written(out, session)
     return 0
 
 

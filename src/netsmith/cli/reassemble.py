@@ -76,8 +76,14 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
         cache = arguments.cache or arguments.out / "cache"
         summary = execute(config, arguments.out, cache=cache, device=str(device), progress=bars)
     show(summary, session)
-    session.console.result(f"wrote {arguments.out}: report.html, summary.json, artifact/")
+    show_written(arguments.out, session)
     return 0
+
+
+def show_written(out: Path, session: Session) -> None:
+    """Where the results lie."""
+    there = [name for name in ("report.html", "summary.json", "artifact") if (out / name).exists()]
+    session.console.result(f"wrote {', '.join(str(out / name) for name in there)}")
 
 
 def show(summary: Summary, session: Session) -> None:
