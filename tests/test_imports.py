@@ -21,6 +21,7 @@ ALLOWED = {
     "report": {"errors"},
     "config": {"reassembly", "morph", "core", "errors", "presets"},
     "cli": {"config", "reassembly", "morph", "core", "errors", "report", "presets"},
+    "__main__": {"cli"},
     "": {"reassembly", "morph", "core", "errors", "models"},
 }
 

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from netsmith.config import ReassembleConfig
 from netsmith.core.cache import Cache
 from netsmith.core.data import Splits, open_data
 from netsmith.core.engine import Progress, TrainSettings
-from netsmith.core.profile import Budget, format_count
+from netsmith.core.profile import format_count
 from netsmith.core.zoo import describe_source, load_zoo
 from netsmith.reassembly.pipeline import reassemble
 from netsmith.reassembly.recipe import FitSpec
 from netsmith.reassembly.results import Summary
 from netsmith.reassembly.saving import write_results
+from netsmith.report import write_report
 
 
 def execute(
     config: ReassembleConfig, out: Path, *, cache: Path, device: str, progress: Progress | None = None
 ) -> Summary:
-    """Reassemble what a config describes, and write the results to `out`, which exists."""
+    """Reassemble what a config describes, and write the results and the report to `out`, which exists."""
     splits = open_config_data(config)
     networks = load_zoo(config.zoo, pretrained=config.pretrained, seed=config.seed)
     result = reassemble(
         networks,
         splits,
-        budget_of(config),
+        config.budget,
         k=config.partition.k,
         eps=config.partition.eps,
         size=config.partition.size,
@@ -57,6 +59,7 @@ def execute(
         progress=progress,
     )
     summary = write_results(result, out, config=config.model_dump(mode="json"))
+    write_report(out)
     return summary
 
 
@@ -77,7 +80,7 @@ def plan(config: ReassembleConfig, *, progress: Progress | None = None) -> list[
         params = "?" if info.params is None else format_count(info.params)
         lines.append(f"  {info.name:<32} {params:>8} params  {fetch:<22} {licence}")
     lines.append(f"to download: {download / 1e9:.2f} GB in all" if download else "to download: nothing")
-    lines += [f"data: {config.data.source}", f"budget: {budget_of(config)}"]
+    lines += [f"data: {config.data.source}", f"budget: {config.budget}"]
     lines += _steps(config)
     bound = [info.name for info in infos if info.commercial is False]
     if bound:
@@ -109,11 +112,6 @@ def open_config_data(config: ReassembleConfig) -> Splits:
     return open_data(data.source, seed=data.seed, validation_fraction=data.validation_fraction, size=data.size)
 
 
-def budget_of(config: ReassembleConfig) -> Budget:
-    """The bounds of a config alone, without the batch at which latency is measured."""
-    return Budget.model_validate(config.budget.model_dump(exclude={"latency_batch"}))
-
-
 def fit_spec(config: ReassembleConfig) -> FitSpec:
     """The closed-form fit of a config."""
     spec = FitSpec(head=config.stitch.head)
@@ -121,7 +119,12 @@ def fit_spec(config: ReassembleConfig) -> FitSpec:
 
 
 def tuning(config: ReassembleConfig) -> TrainSettings | None:
-    """The fine-tuning of a config, with the config's precision where it sets one."""
-    if config.finetune is None or config.precision == "no":
-        return config.finetune
-    return config.finetune.model_copy(update={"precision": config.precision})
+    """The fine-tuning of a config, with the config's own seed and precision where the section leaves them open."""
+    if config.finetune is None:
+        return None
+    own: dict[str, Any] = {"seed": config.seed}
+    if config.precision != "no":
+        own["precision"] = config.precision
+    return config.finetune.model_copy(
+        update={key: value for key, value in own.items() if key not in config.finetune.model_fields_set}
+    )

@@ -103,11 +103,11 @@ class Budget(BaseModel):
 
     def bounds(self) -> dict[str, Bound]:
         """The bounds that are set, by name."""
-        return {name: b for name in type(self).model_fields if (b := getattr(self, name)) is not None}
+        return {name: b for name in Budget.model_fields if (b := getattr(self, name)) is not None}
 
     def check(self, **values: int | float) -> list[str]:
         """One text for each bound that `values` (by the names of the fields) breaks; a value not given breaks none."""
-        unknown = set(values) - set(type(self).model_fields)
+        unknown = set(values) - set(Budget.model_fields)
         assert not unknown, f"no such resource: {unknown}"
         bounds = self.bounds()
         return [

@@ -1,0 +1,33 @@
+"""The demo, whole: a zoo trained, a budget that no member meets, a network that does."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from netsmith.cli.demo import MEMBERS
+from netsmith.cli.main import main
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # a minute on a machine of its own
+def test_the_demo_tells_its_story(tmp_path, capsys):
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    summary = json.loads((out / "summary.json").read_text())
+    budget, zoo = summary["budget"], summary["zoo"]
+    assert {m["name"] for m in zoo} == set(MEMBERS)
+    assert summary["params"] <= budget["params"]["max"]
+    assert summary["macs"] <= budget["macs"]["max"]
+    for member in zoo:
+        assert member["params"] > budget["params"]["max"] or member["macs"] > budget["macs"]["max"]
+        assert member["accuracy"] > 0.9
+    assert summary["accuracy"]["stitched"] > 0.8
+    assert summary["accuracy"]["finetuned"] > 0.9
+    assert len({block.partition("[")[0] for block in summary["blocks"]}) >= 2
+    for line in ("stitched, no training", "stitched and fine-tuned", "under a budget that none of them meets"):
+        assert line in text
+    # its zoo is made of artifacts like those of `netsmith train`
+    assert main(["evaluate", str(out / "zoo" / "plain" / "artifact"), "--data", "digits", "--json"]) == 0
