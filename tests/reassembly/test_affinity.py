@@ -5,11 +5,12 @@ import re
 import numpy as np
 import pytest
 import torch
-from netsmith.core.graph import Chain, dissect
 from sklearn.linear_model import Ridge
 from torch import nn
 
+from netsmith.core.graph import Chain, dissect
 from netsmith.errors import DataError, DissectionError, NetsmithError
+from netsmith.models.vit import SmallViT
 from netsmith.reassembly.affinity import _held_out, stitch_costs
 from netsmith.reassembly.representation import on_grid
 
@@ -28,9 +29,16 @@ def chain_of(*widths: int, seed: int = 0, name: str = "net") -> Chain:
         return dissect(model, torch.rand(2, 3, 8, 8), name=name)
 
 
-CHAINS = {"a": chain_of(4, 6, 8, 8, name="a"), "b": chain_of(5, 7, 9, seed=1, name="b")}
+def transformer() -> Chain:
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model = SmallViT(4, image_size=8, dim=8, depth=2, heads=2, pool="token").eval()
+    return dissect(model, torch.rand(2, 3, 8, 8), name="v")
+
+
+CHAINS = {"a": chain_of(4, 6, 8, name="a"), "b": chain_of(5, 7, 9, seed=1, name="b"), "v": transformer()}
 IMAGES = torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(5))
-BOTH = {"a": IMAGES, "b": IMAGES}
+ALL = dict.fromkeys(CHAINS, IMAGES)
 CUTS = [(name, cut.index) for name, chain in CHAINS.items() for cut in chain.cuts]
 
 
@@ -54,7 +62,7 @@ def by_scikit(x: np.ndarray, y: np.ndarray, ridge: float) -> float:
 
 @pytest.mark.parametrize(("grid", "ridge"), [(4, 1e-3), (1, 1e-1), (2, 1.0)])
 def test_costs_are_those_of_scikit_ridge_on_held_out_images(grid, ridge):
-    costs = stitch_costs(CHAINS, BOTH, CUTS, CUTS, grid=grid, ridge=ridge, batch_size=7)
+    costs = stitch_costs(CHAINS, ALL, CUTS, CUTS, grid=grid, ridge=ridge, batch_size=7)
     for s, source in enumerate(CUTS):
         for t, target in enumerate(CUTS):
             if source == target:
@@ -66,9 +74,9 @@ def test_costs_are_those_of_scikit_ridge_on_held_out_images(grid, ridge):
 
 def test_a_small_memory_limit_changes_nothing_but_the_passes():
     seen: list[tuple[int, int]] = []
-    whole = stitch_costs(CHAINS, BOTH, CUTS, CUTS[::-1], batch_size=10)
+    whole = stitch_costs(CHAINS, ALL, CUTS, CUTS[::-1], batch_size=10)
     parts = stitch_costs(
-        CHAINS, BOTH, CUTS, CUTS[::-1], batch_size=10, memory_limit=1, progress=lambda *x: seen.append(x)
+        CHAINS, ALL, CUTS, CUTS[::-1], batch_size=10, memory_limit=1, progress=lambda *x: seen.append(x)
     )
     assert np.allclose(whole.values, parts.values, atol=1e-7)
     assert seen[-1] == (24 * len(CUTS), 24 * len(CUTS))
@@ -77,7 +85,7 @@ def test_a_small_memory_limit_changes_nothing_but_the_passes():
 
 def test_only_what_is_asked_for_in_the_order_asked():
     sources, targets = [("b", 1), ("a", 0), ("b", 1)], [("a", 2), ("b", 1), ("a", 2), ("b", 0)]
-    costs = stitch_costs(CHAINS, BOTH, sources, targets)
+    costs = stitch_costs(CHAINS, ALL, sources, targets)
     assert costs.values.shape == (3, 4)
     assert np.array_equal(costs.values[0], costs.values[2])
     assert np.array_equal(costs.values[:, 0], costs.values[:, 2])
@@ -124,18 +132,18 @@ def test_the_draw_is_seeded_and_the_split_whole():
 
 def test_bad_input_is_named():
     with pytest.raises(NetsmithError, match="no network 'c' in the zoo"):
-        stitch_costs(CHAINS, BOTH, [("c", 0)], CUTS)
+        stitch_costs(CHAINS, ALL, [("c", 0)], CUTS)
     with pytest.raises(NetsmithError, match=r"'a' has cuts 0 to \d, got 9"):
-        stitch_costs(CHAINS, BOTH, CUTS, [("a", 9)])
+        stitch_costs(CHAINS, ALL, CUTS, [("a", 9)])
     with pytest.raises(DataError, match="no probe images for 'b'"):
-        stitch_costs(CHAINS, {"a": IMAGES}, CUTS, CUTS)
-    with pytest.raises(DataError, match=re.escape("{'a': 24, 'b': 3}")):
-        stitch_costs(CHAINS, {"a": IMAGES, "b": IMAGES[:3]}, CUTS, CUTS)
+        stitch_costs(CHAINS, {"a": IMAGES, "v": IMAGES}, CUTS, CUTS)
+    with pytest.raises(DataError, match=re.escape("{'a': 24, 'b': 3, 'v': 24}")):
+        stitch_costs(CHAINS, {**ALL, "b": IMAGES[:3]}, CUTS, CUTS)
     with pytest.raises(DataError, match="'a' takes images of shape"):
-        stitch_costs(CHAINS, {"a": IMAGES[..., :4], "b": IMAGES}, CUTS, CUTS)
+        stitch_costs(CHAINS, {**ALL, "a": IMAGES[..., :4]}, CUTS, CUTS)
     with pytest.raises(DataError, match=re.escape("3 images with holdout=0.9 leave 0 and 3")):
-        stitch_costs(CHAINS, {"a": IMAGES[:3], "b": IMAGES[:3]}, CUTS, CUTS, holdout=0.9)
+        stitch_costs(CHAINS, dict.fromkeys(ALL, IMAGES[:3]), CUTS, CUTS, holdout=0.9)
     broken = IMAGES.clone()
     broken[13] = float("inf")
     with pytest.raises(DissectionError, match=r"'b' gives NaN or infinity at cut 0 .* probe image 13"):
-        stitch_costs(CHAINS, {"a": IMAGES, "b": broken}, CUTS, CUTS, batch_size=5)
+        stitch_costs(CHAINS, {**ALL, "b": broken}, CUTS, CUTS, batch_size=5)

@@ -11,6 +11,7 @@ from torch import nn
 
 from netsmith.core.graph import Chain, Layout, dissect
 from netsmith.errors import ArtifactError, DataError, DissectionError
+from netsmith.models.vit import SmallViT
 from netsmith.reassembly.representation import (
     Representations,
     gram,
@@ -164,6 +165,22 @@ def test_prefix_tokens_can_be_appended():
     assert torch.equal(pooled(x, layout, prefix="append"), torch.cat([pooled(x, layout), CLASS[:, 0]], dim=1))
     assert pooled(x, layout, 2, prefix="append").shape == (2, 4 * 3 + 3)
     assert torch.equal(pooled(MAPS, Layout("NCHW", 3, (4, 4)), prefix="append"), MAPS.mean(dim=(2, 3)))
+
+
+def test_a_transformer_with_a_class_token_is_read_by_its_patches():
+    model = SmallViT(4, image_size=8, dim=12, depth=2, heads=2, pool="token").eval()
+    chain = chain_of(model, "vit")
+    images = torch.rand(7, 3, 8, 8)
+    last = chain.cuts[-1].layout
+    assert (last.kind, last.grid, last.prefix) == ("NLC", (4, 4), 1)
+    reps = represent(chain, images, keep_features=True)
+    with torch.no_grad():
+        tokens = model.blocks(model.embed(images))
+    assert reps.features is not None
+    torch.testing.assert_close(reps.features[-1], tokens[:, 1:].mean(dim=1))
+    appended = represent(chain, images, keep_features=True, prefix="append").features
+    assert appended is not None
+    torch.testing.assert_close(appended[-1][:, 12:], tokens[:, 0])
 
 
 def test_half_precision_is_pooled_in_float32():

@@ -243,7 +243,7 @@ def represent(
     *,
     grid: int | None = None,
     prefix: PrefixTokens = "drop",
-    batch_size: int = 128,
+    batch_size: int = 64,
     keep_features: bool = False,
     memory_limit: int = 2 << 30,
     device: torch.device | str | None = None,
