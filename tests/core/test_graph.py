@@ -142,6 +142,48 @@ def test_mode_buffers_and_random_state_are_left_as_found():
     assert model[4].training is True
 
 
+class Deciding(nn.Module):
+    """A block whose code depends on data: fine as a whole, impossible to look into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = plain_cnn()[3], nn.Conv2d(16, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x))
+        return y if y.mean() > 0 else y + x
+
+
+def test_data_dependent_code_inside_a_block_stays_inside():
+    blocks = nn.Sequential(nn.Conv2d(3, 8, 1), *[Deciding() for _ in range(5)], nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    chain = dissect(blocks, torch.randn(1, 3, 8, 8))
+    assert [u.name for u in chain.units] == ["1", "2", "3", "4", "5"]
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+        self.mix = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)) for _ in "abcde"
+        )
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).permute(0, 2, 3, 1)
+        for m in self.mix:
+            x = x + m(x)
+        return self.head(x.mean((1, 2)))
+
+
+def test_channels_last_is_told_from_channels_first():
+    # a grid of 8x8 with 8 channels: only what the network does with it can tell
+    chain = dissect(ChannelsLast(), torch.randn(1, 3, 32, 32))
+    assert {c.layout.kind for c in chain.cuts} == {"NHWC"}
+    first = nn.Sequential(*[nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.GELU()) for _ in range(6)])
+    assert {c.layout.kind for c in dissect(first, torch.randn(1, 8, 8, 8)).cuts} == {"NCHW"}
+
+
 class Decides(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -181,6 +223,10 @@ def test_refusals_say_what_was_expected_and_what_came():
     nn.init.constant_(broken[6].weight, float("nan"))
     with pytest.raises(DissectionError, match=r"NaN or infinite values on the example, first in 6 \(Conv2d\)"):
         dissect(broken, x)
+    with pytest.raises(
+        DissectionError, match=r"SelfMade fails on an example of shape 2x1x16x16: .*size it was built for"
+    ):
+        dissect(SelfMade(), torch.randn(1, 1, 16, 16))
     chain = dissect(plain_cnn(), x)
     with pytest.raises(DissectionError, match="dissected for inputs of 3x16x16, but this batch is of 3x8x8; resize"):
         chain(torch.randn(1, 3, 8, 8))

@@ -120,32 +120,47 @@ class Layouts:
         return 0, None
 
     def _channel_axis(self, ref: Ref, rank: int) -> int | None:
-        """The axis that the nearest operation treats as channels, by breadth-first search along the tensor's way."""
+        """The axis that the nearest operation treats as channels, after the cut or, failing that, before it."""
         start = self.recording.steps[ref.step]
-        axis = _says(self.recording, start, rank, makes=True)
-        if axis is not None:
-            return axis
-        todo: deque[tuple[Step, tuple[int, ...]]] = deque([(start, tuple(range(rank)))])
+        axis = _says(self.recording, start, rank)
+        if axis is None:
+            axis = self._search(start, rank, forward=True)
+        return self._search(start, rank, forward=False) if axis is None else axis
+
+    def _search(self, start: Step, rank: int, *, forward: bool) -> int | None:
+        """Breadth-first along the tensor's way; `axes[i]` is the axis at the cut of axis `i` at the step looked at."""
+        same = tuple(range(rank))
+        todo: deque[tuple[Step, tuple[int, ...]]] = deque([(start, same)])
         seen = {start.index}
         for _ in range(_REACH):
             if not todo:
                 break
             step, axes = todo.popleft()
-            for reader in self._readers.get(step.index, []):
-                if reader.index in seen:
+            before = axes if forward else _before(step, axes)
+            near = self._readers.get(step.index, []) if forward else [self.recording.steps[r.step] for r in step.refs()]
+            for other in near if before else []:
+                if other.index in seen or not other.derived:
                     continue
-                seen.add(reader.index)
-                axis = _says(self.recording, reader, rank)
+                seen.add(other.index)
+                axis = _says(self.recording, other, rank)
                 if axis is not None:
-                    return axes[axis]
-                moved = _moved(reader, axes)
-                if moved is not None:
-                    todo.append((reader, moved))
+                    return before[axis]
+                after = _moved(other, before) if forward else before
+                if after is not None:
+                    todo.append((other, after))
         return None
 
 
-def _says(recording: Recording, step: Step, rank: int, *, makes: bool = False) -> int | None:
-    """The axis that this operation takes for channels; with `makes`, of its output rather than its input."""
+def _before(step: Step, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """`axes` of a step's output as axes of its input; empty where they cannot be followed."""
+    order = _moved(step, tuple(range(len(axes))))
+    if order is None:
+        return ()
+    return tuple(axes[order.index(i)] for i in range(len(axes)))
+
+
+def _says(recording: Recording, step: Step, rank: int) -> int | None:
+    """The axis that this operation takes for channels, in its input and output alike."""
     shape = step.shapes.get(())
     if shape is None or len(shape) != rank:
         return None
