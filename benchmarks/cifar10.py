@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--eps", type=float, default=0.6)
     parser.add_argument("--candidates", type=int, default=16)
     parser.add_argument("--fit-images", type=int, default=2000)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--scratch-lr", type=float, default=0.1)
     parser.add_argument("--precision", default="bf16")
