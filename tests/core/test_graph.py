@@ -184,6 +184,31 @@ def test_channels_last_is_told_from_channels_first():
     assert {c.layout.kind for c in dissect(first, torch.randn(1, 8, 8, 8)).cuts} == {"NCHW"}
 
 
+class Mixer(nn.Module):
+    """Mixes tokens by a linear layer before anything speaks of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.channels = nn.Linear(16, 16), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.tokens(x.transpose(1, 2)).transpose(1, 2)
+        return x + self.channels(x)
+
+
+def test_token_mixing_is_not_taken_for_channels():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.blocks = nn.Conv2d(3, 8, 2, 2), nn.Sequential(*[Mixer() for _ in range(4)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.blocks(self.patches(x).flatten(2).transpose(1, 2)).mean(1)
+
+    chain = dissect(Net(), torch.randn(1, 3, 8, 8))
+    assert [str(c.layout) for c in chain.cuts] == ["NLC 8 4x4"] * 5
+
+
 class Decides(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -168,13 +168,14 @@ def _says(recording: Recording, step: Step, rank: int) -> int | None:
         module = recording.model.get_submodule(step.target)
         if isinstance(module, _FIRST_MODULES):
             return 1
-        return rank - 1 if isinstance(module, _LAST_MODULES) else None
+        return 3 if isinstance(module, _LAST_MODULES) and rank == 4 else None
     name = getattr(step.target, "__name__", "")
     if name == "layer_norm" and len(_shape_argument(step)) != 1:
         return None
     if name in _SECOND or name.removeprefix("_") in _SECOND:
         return 1
-    return rank - 1 if name in _LAST else None
+    # among tokens a linear layer may mix the tokens as well as the channels, so it tells nothing there
+    return 3 if name in _LAST and rank == 4 else None
 
 
 def _shape_argument(step: Step) -> Sequence[Any]:
