@@ -15,9 +15,6 @@ from netsmith.models import BUILDERS
 
 from .architectures import QUICK, TIMM, TORCHVISION
 
-# Parameters that a network holds but never uses, so that no gradient reaches them.
-UNUSED = {"levit_128s": ("attn_biases",)}
-
 
 def check(model: nn.Module, x: torch.Tensor, *, least: int = 4) -> Chain:
     """The contract of `dissect`, on batches that it has not seen."""
