@@ -62,6 +62,14 @@ class TrainingError(NetsmithError):
     """Training cannot start or go on (loss not finite, classes that do not match the head)."""
 
 
+class ChannelError(NetsmithError):
+    """No width group is provable, a named one does not exist, or a width or order does not fit a group."""
+
+
+class MorphError(NetsmithError):
+    """A morph space, a generator or a request for a width is impossible; the message says what is possible."""
+
+
 class MissingDependencyError(NetsmithError):
     """An optional library is needed; the message names the extra that brings it."""
 
