@@ -1,0 +1,116 @@
+"""Proof of width groups: a group is accepted when the network shows that it may be reordered and resized.
+
+The proof runs on a copy in double precision whose weights are random. Trained or freshly initialised weights hide
+mistakes (a residual branch scaled by zero computes nothing, so every order of its channels is right); random ones do
+not, and in double precision a right order changes nothing but the last digits.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from netsmith.core.channel_resize import permute, resize
+from netsmith.core.channel_types import WidthGroup
+
+# Relative to the largest output.
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
+# What a network that was given tensors of another size raises.
+MISFIT = (RuntimeError, AssertionError, TypeError, ValueError, IndexError, ZeroDivisionError, AttributeError)
+
+
+def generic_copy(model: nn.Module, seed: int = 0) -> nn.Module:
+    """A copy in eval mode and double precision with random weights of a scale that keeps activations alive."""
+    twin = copy.deepcopy(model).eval().double()
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(name: str, t: Tensor) -> Tensor:
+        if t.ndim >= 2:
+            fan_in = max(1, t[0].numel())
+            return torch.randn(t.shape, generator=generator, dtype=t.dtype) / fan_in**0.5
+        if "bias" in name or "mean" in name:
+            return torch.randn(t.shape, generator=generator, dtype=t.dtype) * 0.1
+        return torch.rand(t.shape, generator=generator, dtype=t.dtype) + 0.5
+
+    with torch.no_grad():
+        for name, p in twin.named_parameters():
+            p.copy_(drawn(name.rpartition(".")[2], p))
+        for module in twin.modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                for name in ("running_mean", "running_var"):
+                    if (buffer := getattr(module, name)) is not None:
+                        buffer.copy_(drawn(name, buffer))
+    return twin
+
+
+class Proof:
+    """Tests of one network: does it stay the same when groups are reordered, does it run when they are resized."""
+
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        self.x = x.double() if x.is_floating_point() else x
+        self.model = generic_copy(model)
+        try:
+            self.output = self._run(self.model)
+        except MISFIT:  # some code insists on single precision
+            self.model.float()
+            self.x = x
+            self.output = self._run(self.model)
+
+    def _run(self, model: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return model(self.x.clone())
+
+    def order_free(self, groups: Sequence[WidthGroup], seed: int = 0) -> bool:
+        """Whether the output stays the same when all these groups are reordered at random."""
+        twin = copy.deepcopy(self.model)
+        permute_all(twin, groups, seed)
+        return same(self._run(twin), self.output)
+
+    def resizable(self, groups: Sequence[WidthGroup], widths: Mapping[str, int]) -> str:
+        """Why the network does not run at these widths, or "" when it does, with an output of the same shape."""
+        try:
+            out = self._run(resize(self.model, groups, widths))
+        except MISFIT as error:
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        return "" if out.shape == self.output.shape else f"its output has shape {tuple(out.shape)}"
+
+
+def permute_all(model: nn.Module, groups: Sequence[WidthGroup], seed: int) -> None:
+    """Give every group a random order, in place."""
+    generator = torch.Generator().manual_seed(seed)
+    for group in groups:
+        permute(model, group, torch.randperm(group.width, generator=generator).tolist())
+
+
+def same(output: Tensor, expected: Tensor, tolerance: float | None = None) -> bool:
+    """Whether two outputs agree to `tolerance` times the largest value."""
+    limit = tolerance or _ROUNDING[expected.dtype]
+    return output.shape == expected.shape and bool(
+        (output - expected).abs().max() <= limit * expected.abs().max().clamp_min(1e-30)
+    )
+
+
+def sift(
+    groups: Sequence[WidthGroup], holds: Callable[[Sequence[WidthGroup]], bool]
+) -> tuple[list[WidthGroup], list[WidthGroup]]:
+    """Those that pass and those that fail, testing many together and halving where a test fails."""
+    if not groups or holds(groups):
+        return list(groups), []
+    if len(groups) == 1:
+        return [], list(groups)
+    half = len(groups) // 2
+    first, second = sift(groups[:half], holds), sift(groups[half:], holds)
+    return first[0] + second[0], first[1] + second[1]
+
+
+def smaller(group: WidthGroup) -> int:
+    """A smaller width to try."""
+    return max(1, group.width // 2)
+
+
+def larger(group: WidthGroup) -> int:
+    """A larger width to try."""
+    return group.width + max(1, group.width // 4)

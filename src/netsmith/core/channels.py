@@ -1,0 +1,86 @@
+"""Width groups of a network: which channels may be reordered, removed and repeated, and doing so.
+
+A width group is the set of all tensor axes that must share one channel order and one width. `width_groups` finds and
+proves those of any network; `permute`, `resize` and `set_widths` act along them.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from netsmith.core.channel_graph import dependency_groups
+from netsmith.core.channel_proof import Proof, larger, sift, smaller
+from netsmith.core.channel_resize import (
+    channel_index,
+    check_widths,
+    entries,
+    permute,
+    relocate,
+    resize,
+    set_widths,
+)
+from netsmith.core.channel_types import Axis, Refused, Setting, WidthGroup, WidthGroups
+from netsmith.core.trial import check_arguments, run_whole, trial_batches, untouched
+from netsmith.errors import ChannelError
+
+__all__ = [
+    "Axis",
+    "Refused",
+    "Setting",
+    "WidthGroup",
+    "WidthGroups",
+    "channel_index",
+    "check_widths",
+    "entries",
+    "permute",
+    "relocate",
+    "resize",
+    "set_widths",
+    "width_groups",
+]
+
+
+def width_groups(model: nn.Module, example_input: Tensor, *, name: str = "") -> WidthGroups:
+    """The width groups of a network, each proved, and those that were refused with the reason.
+
+    `example_input` is a batch `(n, ...)` as the network takes it; its values do not matter. A group is accepted when a
+    random order of its channels leaves the output unchanged and the network runs with half and with 1.25 times the
+    channels, on a copy: the network itself is left as it is.
+
+    Raises ChannelError, with the reasons, when no group is accepted, and DissectionError for a network that does not
+    run on the example or takes or gives anything but one tensor.
+    """
+    label = name or type(model).__name__
+    check_arguments(model, example_input, label)
+    with untouched(model):
+        model.eval()
+        two, _ = trial_batches(example_input)
+        run_whole(model, two, label)
+        candidates, refused = dependency_groups(model, two[:1])
+        accepted, failed = _prove(model, two, candidates)
+    if not accepted:
+        raise ChannelError(f"{label} has no width group that can be proved. {_reasons([*refused, *failed])}")
+    return WidthGroups(tuple(accepted), (*refused, *failed))
+
+
+def _prove(model: nn.Module, x: Tensor, candidates: list[WidthGroup]) -> tuple[list[WidthGroup], list[Refused]]:
+    proof = Proof(model, x)
+    refused: list[Refused] = []
+    good, bad = sift(candidates, proof.order_free)
+    refused += [Refused(g.name, g.width, "the output changes when its channels are reordered") for g in bad]
+    for size in (smaller, larger):
+        good, bad = sift(good, lambda some, size=size: not proof.resizable(some, {g.name: size(g) for g in some}))
+        for g in bad:
+            why = proof.resizable([g], {g.name: size(g)})
+            refused.append(Refused(g.name, g.width, f"it does not run with {size(g)} of {g.width} channels: {why}"))
+    return good, refused
+
+
+def _reasons(refused: list[Refused]) -> str:
+    if not refused:
+        return "Nothing in it makes channels: expected convolutions or linear layers between input and output"
+    texts: dict[str, list[str]] = {}
+    for r in refused:
+        texts.setdefault(r.reason, []).append(r.name)
+    lines = [f"{', '.join(n[:3])}{f' and {len(n) - 3} more' if len(n) > 3 else ''}: {t}" for t, n in texts.items()]
+    return "Refused: " + "; ".join(lines)

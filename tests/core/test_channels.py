@@ -1,0 +1,199 @@
+"""Width groups: found, proved, reordered, resized; what is refused says why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from netsmith.core.channel_types import Axis
+from netsmith.core.channels import channel_index, entries, permute, relocate, resize, set_widths, width_groups
+from netsmith.core.network import load_source
+from netsmith.errors import ChannelError
+from netsmith.models import BUILDERS
+
+INNER = [f"layer{s}.{b}.conv1" for s in (1, 2, 3) for b in (0, 1, 2)]
+
+
+def difference(a: torch.nn.Module, b: torch.nn.Module, x: torch.Tensor) -> float:
+    with torch.no_grad():
+        out, expected = a.eval()(x), b.eval()(x)
+    return float((out - expected).abs().max() / expected.abs().max())
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    torch.manual_seed(0)
+    model = BUILDERS["cifar_resnet20"](num_classes=10)
+    for m in model.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.running_mean.normal_(0, 0.1)
+            m.running_var.uniform_(0.5, 1.5)
+    return model, width_groups(model, torch.randn(1, 3, 32, 32))
+
+
+def test_the_inner_widths_of_a_trained_resnet20(shared_zoo):
+    source = f"netsmith:cifar_resnet20#{shared_zoo / 'resnet20_cifar10_jpeg.safetensors'}"
+    network = load_source(source)
+    before = {k: v.clone() for k, v in network.model.state_dict().items()}
+    groups = width_groups(network.model, torch.randn(1, 3, 32, 32))
+    assert [g.name for g in groups.inner] == INNER
+    assert [g.name for g in groups.accepted] == INNER
+    assert all(torch.equal(v, before[k]) for k, v in network.model.state_dict().items())
+    x = torch.randn(4, 3, 32, 32)
+    twin = load_source(source).model
+    for group in groups:
+        permute(twin, group, torch.randperm(group.width).tolist())
+    assert 0 < difference(twin, network.model, x) < 1e-5
+
+
+def test_a_group_of_the_resnet(resnet):
+    _, groups = resnet
+    group = groups["layer3.2.conv1"]
+    assert (group.width, group.kind) == (64, "inner")
+    assert set(group.axes) == {
+        Axis("layer3.2.conv1.weight", 0),
+        Axis("layer3.2.bn1.weight", 0),
+        Axis("layer3.2.bn1.bias", 0),
+        Axis("layer3.2.bn1.running_mean", 0),
+        Axis("layer3.2.bn1.running_var", 0),
+        Axis("layer3.2.conv2.weight", 1, fan_in=True),
+    }
+    assert {(s.module, s.attribute, s.per_channel, s.fixed) for s in group.settings} == {
+        ("layer3.2.conv1", "out_channels", 1, 0),
+        ("layer3.2.bn1", "num_features", 1, 0),
+        ("layer3.2.conv2", "in_channels", 1, 0),
+    }
+
+
+def test_channel_index_counts_tiles_channels_entries():
+    axis = Axis("w", 0, start=5, repeat=2, tiles=2)
+    assert channel_index(axis, 4, torch.tensor([2, 0])).tolist() == [9, 10, 5, 6, 17, 18, 13, 14]
+
+
+def test_entries_are_the_weights_of_each_channel(resnet):
+    model, groups = resnet
+    group = groups["layer1.0.conv1"]
+    rows = entries(model.state_dict(), group)
+    assert rows.shape == (16, 16 * 9 + 4 + 16 * 9)
+    state = model.state_dict()
+    parts = {a.tensor: i for i, a in enumerate(group.axes)}
+    assert "layer1.0.conv1.weight" in parts
+    expected = torch.cat([state[a.tensor].select(a.dim, 3).flatten() for a in group.axes])
+    assert torch.equal(rows[3], expected)
+
+
+def test_wider_is_the_same_function(resnet):
+    model, groups = resnet
+    new = resize(model, groups.accepted, {g.name: int(g.width * 1.7) for g in groups})
+    assert difference(new, model, torch.randn(3, 3, 32, 32)) < 1e-5
+    assert new.layer3[2].conv1.out_channels == new.layer3[2].bn1.num_features == new.layer3[2].conv2.in_channels == 108
+
+
+def test_smaller_keeps_the_first_or_those_named(resnet):
+    model, groups = resnet
+    name = "layer2.1.conv1"
+    first = resize(model, groups.accepted, {name: 3})
+    assert torch.equal(first.layer2[1].conv1.weight, model.layer2[1].conv1.weight[:3])
+    kept = resize(model, groups.accepted, {name: 3}, keep={name: [7, 1, 30]})
+    assert torch.equal(kept.layer2[1].conv2.weight, model.layer2[1].conv2.weight[:, [7, 1, 30]])
+    assert torch.equal(kept.layer2[1].bn1.running_mean, model.layer2[1].bn1.running_mean[[7, 1, 30]])
+    whole = resize(model, groups.accepted, {name: 32}, keep={name: list(range(32))[::-1]})
+    assert difference(whole, model, torch.randn(2, 3, 32, 32)) < 1e-5
+
+
+def test_a_resized_network_trains_and_saves(resnet, tmp_path):
+    model, groups = resnet
+    new = resize(model, groups.accepted, {g.name: 5 for g in groups}).train()
+    optimiser = torch.optim.SGD(new.parameters(), lr=0.1)
+    new(torch.randn(4, 3, 32, 32)).square().mean().backward()
+    assert all(p.grad is not None for p in new.parameters())
+    optimiser.step()
+    torch.save(new.state_dict(), tmp_path / "w.pt")
+    twin = resize(model, groups.accepted, {g.name: 5 for g in groups})
+    twin.load_state_dict(torch.load(tmp_path / "w.pt", weights_only=True))
+    assert difference(twin, new, torch.randn(2, 3, 32, 32)) == 0
+
+
+def test_settings_alone_let_other_tensors_run(resnet):
+    model, groups = resnet
+    widths = {g.name: 7 for g in groups}
+    small = resize(model, groups.accepted, widths).eval()
+    x = torch.randn(2, 3, 32, 32)
+    model.eval()
+    set_widths(model, groups.accepted, widths)
+    assert model.layer1[0].bn1.num_features == 7
+    out = torch.func.functional_call(model, small.state_dict(), (x,))
+    set_widths(model, groups.accepted, {})
+    assert model.layer1[0].bn1.num_features == 16
+    assert torch.equal(out, small(x))
+
+
+def test_groups_follow_a_resized_network(resnet):
+    model, groups = resnet
+    widths = {g.name: 6 for g in groups}
+    small = resize(model, groups.accepted, widths)
+    there = relocate(groups.accepted, widths)
+    assert {g.width for g in there} == {6}
+    back = resize(small, there, {g.name: 12 for g in there})
+    assert difference(back, small, torch.randn(2, 3, 32, 32)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("order", "fault"),
+    [
+        (range(15), "not one of 15 entries"),
+        ([*range(15), 16], "not one that holds 16"),
+        ([*range(15), 3], "not one that holds 3 more than once"),
+    ],
+)
+def test_an_order_that_is_none(resnet, order, fault):
+    model, groups = resnet
+    with pytest.raises(ChannelError, match=f"each of 0 to 15 once, {fault}"):
+        permute(model, groups["layer1.0.conv1"], list(order))
+
+
+@pytest.mark.parametrize(
+    ("widths", "fault"),
+    [
+        ({"layer1.0.conv1": 0}, "expected a width of at least 1, not 0"),
+        ({"layer1.0.conv1": -3}, "expected a width of at least 1, not -3"),
+        ({"layer1.0.conv1": 2.5}, "expected a whole number of channels, not 2.5"),
+        ({"layer1.0.conv1": True}, "expected a whole number of channels, not True"),
+        ({"layer1.0.conv": 4}, "no width group is called 'layer1.0.conv'. Did you mean 'layer1.0.conv1'"),
+    ],
+)
+def test_widths_that_are_none(resnet, widths, fault):
+    model, groups = resnet
+    with pytest.raises(ChannelError, match=fault):
+        resize(model, groups.accepted, widths)
+    with pytest.raises(ChannelError, match=fault):
+        set_widths(model, groups.accepted, widths)
+
+
+def test_a_keep_that_does_not_fit(resnet):
+    model, groups = resnet
+    with pytest.raises(
+        ChannelError, match=r"keep to list 2 different channels of 0 to 15 for a width of 2, not \[1, 1\]"
+    ):
+        resize(model, groups.accepted, {"layer1.0.conv1": 2}, keep={"layer1.0.conv1": [1, 1]})
+    with pytest.raises(ChannelError, match=r"keep names 'layer1.1.conv1', which gets no new width"):
+        resize(model, groups.accepted, {"layer1.0.conv1": 2}, keep={"layer1.1.conv1": [1]})
+
+
+def test_names_are_looked_up(resnet):
+    _, groups = resnet
+    with pytest.raises(ChannelError, match=r"no width group is called 'layer3.2.conv3'. Did you mean 'layer3.2.conv1'"):
+        _ = groups["layer3.2.conv3"]
+    with pytest.raises(ChannelError, match="the width group 'conv1' was refused"):
+        _ = groups["conv1"]
+
+
+def test_groups_of_another_network(resnet):
+    _, groups = resnet
+    with pytest.raises(ChannelError, match="this network has no such tensor; give the network whose groups these are"):
+        permute(BUILDERS["lenet"](num_classes=10), groups["layer1.0.conv1"], list(range(16)))
+
+
+def test_a_network_without_groups():
+    with pytest.raises(ChannelError, match="Linear has no width group that can be proved"):
+        width_groups(torch.nn.Linear(8, 4), torch.randn(1, 8))
