@@ -284,7 +284,7 @@ class _Run:
         return float(sums[0] / sums[1])
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, bool]]:
-        """Images, labels, and whether a step follows."""
+        """Images, labels or masks, and whether a step follows."""
         stream = batches(
             self.train_set,
             self.settings.batch_size,
@@ -295,11 +295,12 @@ class _Run:
             rank=self.current.rank,
             world=self.current.world,
         )
-        for index, (images, labels) in enumerate(stream):
-            yield images, labels, (index + 1) % self.settings.accumulate == 0 or index + 1 == self.batches
+        for index, (images, targets) in enumerate(stream):
+            yield images, targets, (index + 1) % self.settings.accumulate == 0 or index + 1 == self.batches
 
     def _prepared(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        images, targets = images.to(self.current.device), targets.to(self.current.device)
+        images = images.to(self.current.device)
+        targets = self.task.targets_of(images, targets.to(self.current.device))
         if self.mix is not None:
             images, targets = self.mix(images, targets)
         return prepare(images, self.preprocess, self.settings.channels_last), targets
@@ -412,4 +413,6 @@ def _mixing(settings: TrainSettings, task: Task) -> Callable[[Tensor, Tensor], A
         mixes.append(v2.MixUp(alpha=settings.mixup, num_classes=task.num_classes))
     if settings.cutmix:
         mixes.append(v2.CutMix(alpha=settings.cutmix, num_classes=task.num_classes))
+    if mixes and not task.soft_targets:
+        raise TrainingError(f"mixup and cutmix mix the labels of images: for {task.name} leave them 0")
     return v2.RandomChoice(mixes) if mixes else None

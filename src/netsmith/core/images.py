@@ -15,9 +15,12 @@ from torch import Tensor
 
 from netsmith.errors import DataError
 
+IGNORED = 255
+"""What masks hold where nothing is known of a pixel."""
+
 
 class ImageSet(ABC):
-    """Images of one size with one label each.
+    """Images of one size with one label each; those for segmentation have a mask each as well (`core.masks`).
 
     Attributes:
         classes: name of each class; labels index it.
@@ -37,6 +40,10 @@ class ImageSet(ABC):
     @abstractmethod
     def images(self, indices: Sequence[int] | Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
         """The images at `indices`, in that order, with values in [0, 1]."""
+
+    def targets(self, indices: Sequence[int] | Int[Tensor, " b"]) -> Int[Tensor, " b"] | Int[Tensor, "b h w"]:
+        """What is known of the images at `indices`: their labels or, where the set has such, their masks."""
+        return self.labels[torch.as_tensor(indices, dtype=torch.int64)]
 
     @abstractmethod
     def subset(self, indices: Sequence[int] | Int[Tensor, " b"]) -> ImageSet:
@@ -66,7 +73,11 @@ class MemoryImages(ImageSet):
 
     def images(self, indices: Sequence[int] | Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
         """The images at `indices`, values in [0, 1]."""
-        return self.pixels[torch.as_tensor(indices, dtype=torch.int64)].to(torch.float32).div_(255.0)
+        return self.raw(indices).to(torch.float32).div_(255.0)
+
+    def raw(self, indices: Sequence[int] | Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
+        """The images at `indices` as bytes."""
+        return self.pixels[torch.as_tensor(indices, dtype=torch.int64)]
 
     def subset(self, indices: Sequence[int] | Int[Tensor, " b"]) -> MemoryImages:
         """A copy of the images at `indices`."""
@@ -108,10 +119,14 @@ class LazyImages(ImageSet):
 
     def images(self, indices: Sequence[int] | Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
         """The images at `indices`, values in [0, 1]. Raises DataError for a corrupt one."""
+        return self.raw(indices).to(torch.float32).div_(255.0)
+
+    def raw(self, indices: Sequence[int] | Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
+        """The images at `indices` as bytes. Raises DataError for a corrupt one."""
         rows = self._rows[torch.as_tensor(indices, dtype=torch.int64)].tolist()
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             decoded = list(pool.map(self._read, rows))
-        return torch.from_numpy(np.stack(decoded)).to(torch.float32).div_(255.0)
+        return torch.from_numpy(np.stack(decoded))
 
     def subset(self, indices: Sequence[int] | Int[Tensor, " b"]) -> LazyImages:
         """The same images under fewer indices."""
@@ -207,16 +222,33 @@ def augmented(
 
     The standard augmentation of He et al. (2015, section 4.2): at 32 pixels, padding of 4. One gather for the batch.
     """
-    n, _, height, width = images.shape
+    return _gathered(images, *_places(images.shape, generator, mirror), fill=0)
+
+
+def augmented_pair(
+    images: Float[Tensor, "n c h w"], masks: Int[Tensor, "n h w"], generator: torch.Generator, *, mirror: bool = True
+) -> tuple[Float[Tensor, "n c h w"], Int[Tensor, "n h w"]]:
+    """`augmented` for images and their masks together; what comes into a mask from outside is `IGNORED`."""
+    places = _places(images.shape, generator, mirror)
+    return _gathered(images, *places, fill=0), _gathered(masks[:, None], *places, fill=IGNORED)[:, 0]
+
+
+def _places(shape: torch.Size, generator: torch.Generator, mirror: bool) -> tuple[int, Tensor, Tensor]:
+    """Padding, and the row and the column of the padded image that every row and column is taken from, by image."""
+    n, _, height, width = shape
     pad = max(1, height // 8)
-    padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
     draws = torch.randint(0, 2 * pad + 1, (2, n, 1), generator=generator)
     rows = draws[0] + torch.arange(height)
     columns = draws[1] + torch.arange(width)
     if mirror:
         flip = torch.rand(n, 1, generator=generator) < 0.5
         columns = torch.where(flip, columns.flip(1), columns)
-    items = torch.arange(n)[:, None, None]
+    return pad, rows, columns
+
+
+def _gathered(images: Tensor, pad: int, rows: Tensor, columns: Tensor, *, fill: int) -> Tensor:
+    padded = torch.nn.functional.pad(images, (pad, pad, pad, pad), value=fill)
+    items = torch.arange(len(images))[:, None, None]
     return padded.permute(0, 2, 3, 1)[items, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
@@ -235,12 +267,12 @@ def batches(
     drop_last: bool = False,
     rank: int = 0,
     world: int = 1,
-) -> Iterator[tuple[Float[Tensor, "b c h w"], Int[Tensor, " b"]]]:
-    """Images in [0, 1] and labels, `batch_size` at a time, once through the set.
+) -> Iterator[tuple[Float[Tensor, "b c h w"], Int[Tensor, " b"] | Int[Tensor, "b h w"]]]:
+    """Images in [0, 1] and labels (or masks), `batch_size` at a time, once through the set.
 
     Everything follows from `seed`: pass another one each epoch. With `shuffle`, each of `world` processes goes through
     its own share, all of one length (up to `world - 1` images are left out); without, shares may differ by one image.
-    With `augment`, images are shifted and flipped (`augmented`).
+    With `augment`, images are shifted and flipped (`augmented`), and masks with them.
     """
     if shuffle:
         order = torch.from_numpy(np.random.default_rng(seed).permutation(len(image_set)))
@@ -253,7 +285,9 @@ def batches(
         chosen = order[first : first + batch_size]
         if drop_last and len(chosen) < batch_size:
             return
-        images = image_set.images(chosen)
-        if augment:
+        images, targets = image_set.images(chosen), image_set.targets(chosen)
+        if augment and targets.ndim == 3:
+            images, targets = augmented_pair(images, targets, generator, mirror=image_set.mirror)
+        elif augment:
             images = augmented(images, generator, mirror=image_set.mirror)
-        yield images, image_set.labels[chosen]
+        yield images, targets

@@ -51,7 +51,7 @@ def try_out(
             f"the network cannot take images of shape {'x'.join(map(str, image_set.shape))} ({reason}): "
             f"give the data a size, or load the network for these channels and pixels"
         ) from error
-    task.check(image_set.classes, outputs)
+    task.check(image_set.classes, outputs, task.targets_of(images, image_set.targets([0, len(image_set) - 1])))
 
 
 @torch.no_grad()
@@ -69,11 +69,12 @@ def measure(
     """The task's metrics over a set, each process taking its share; the model is in evaluation mode already."""
     sums: dict[str, Tensor] = {}
     done = 0
-    for images, labels in batches(image_set, batch_size, shuffle=False, seed=0, rank=current.rank, world=current.world):
-        inputs = prepare(images.to(current.device), preprocess, channels_last)
+    for images, found in batches(image_set, batch_size, shuffle=False, seed=0, rank=current.rank, world=current.world):
+        images = images.to(current.device)
+        targets = task.targets_of(images, found.to(current.device))
         with current.accelerator.autocast():
-            outputs = model(inputs)
-        for name, value in task.metrics(outputs.float(), labels.to(current.device)).items():
+            outputs = model(prepare(images, preprocess, channels_last))
+        for name, value in task.metrics(outputs.float(), targets).items():
             sums[name] = sums[name] + value if name in sums else value
         done += len(images) * current.world
         if progress is not None and current.main:

@@ -3,47 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from netsmith.errors import TrainingError
+from netsmith.core.task_generation import Generation
+from netsmith.core.task_protocol import Task, check_classes, softened_divergence, sum_type
+from netsmith.core.task_segmentation import Segmentation
+from netsmith.errors import TrainingError, did_you_mean
 
+__all__ = ["TASKS", "Classification", "Generation", "Segmentation", "Task", "make_task", "sum_type"]
 
-@runtime_checkable
-class Task(Protocol):
-    """A loss, and metrics as sums that add up over batches and processes.
-
-    Attributes:
-        name: of the task.
-        primary: the metric by which the best epoch is picked.
-        higher_is_better: of that metric.
-        num_classes: outputs a network for this task has.
-    """
-
-    name: str
-    primary: str
-    higher_is_better: bool
-    num_classes: int
-
-    def check(self, classes: tuple[str, ...], outputs: Tensor) -> None:
-        """Raise TrainingError when the data's classes or a network's outputs on a batch do not fit the task."""
-        ...
-
-    def loss(self, outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-        """The training loss, a scalar; `targets` may be soft (mixed images), `(n, num_classes)`."""
-        ...
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Sums over the batch, and the number of images as `count`."""
-        ...
-
-    def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Metrics from summed sums."""
-        ...
+TASKS = ("classification", "segmentation", "generation")
+"""Names that `make_task` knows."""
 
 
 class Classification:
@@ -57,6 +31,7 @@ class Classification:
     name = "classification"
     primary = "accuracy"
     higher_is_better = True
+    soft_targets = True
 
     def __init__(self, num_classes: int, label_smoothing: float = 0.0) -> None:
         if num_classes < 2:
@@ -66,23 +41,32 @@ class Classification:
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
 
-    def check(self, classes: tuple[str, ...], outputs: Tensor) -> None:
+    def check(self, classes: tuple[str, ...], outputs: Tensor, targets: Tensor | None = None) -> None:
         """Raise TrainingError unless data, task and network have the same number of classes."""
-        if len(classes) != self.num_classes:
-            raise TrainingError(
-                f"the data set has {len(classes)} classes, the task has {self.num_classes}: they must be the same"
-            )
+        check_classes(classes, self.num_classes)
         if outputs.ndim != 2 or outputs.shape[1] != self.num_classes:
             raise TrainingError(
                 f"the network gives outputs of shape {tuple(outputs.shape)}, ({len(outputs)}, {self.num_classes}) was "
                 f"expected: load it with num_classes={self.num_classes}, or use data with as many classes as it has"
             )
+        if targets is not None and targets.ndim != 1:
+            raise TrainingError("classification needs one class an image, this data set has masks (task: segmentation)")
+
+    def targets_of(self, images: Tensor, targets: Tensor) -> Tensor:
+        """The labels."""
+        return targets
 
     def loss(
         self, outputs: Float[Tensor, "n c"], targets: Int[Tensor, " n"] | Float[Tensor, "n c"], smoothing: float = 0.0
     ) -> Float[Tensor, ""]:
         """Mean cross-entropy to labels or to mixed, soft labels."""
         return F.cross_entropy(outputs, targets, label_smoothing=smoothing or self.label_smoothing)
+
+    def distil(
+        self, outputs: Float[Tensor, "n c"], teacher_outputs: Float[Tensor, "n c"], temperature: float = 1.0
+    ) -> Float[Tensor, ""]:
+        """KL divergence of the softened classes, the mean over the images, times the squared temperature."""
+        return softened_divergence(outputs, teacher_outputs, temperature)
 
     def metrics(self, outputs: Float[Tensor, "n c"], targets: Int[Tensor, " n"]) -> dict[str, Tensor]:
         """Right answers, summed cross-entropy, number of images."""
@@ -99,6 +83,23 @@ class Classification:
         return {"accuracy": float(sums["correct"]) / count, "loss": float(sums["loss"]) / count}
 
 
-def sum_type(device: torch.device) -> torch.dtype:
-    """What sums over many batches are kept in: float64, where the device has it (Apple's GPUs do not)."""
-    return torch.float32 if device.type == "mps" else torch.float64
+def make_task(name: str, num_classes: int = 0, *, shape: tuple[int, int, int] | None = None) -> Task:
+    """The task of that name.
+
+    Args:
+        name: one of `TASKS`.
+        num_classes: for classification and segmentation.
+        shape: `(c, h, w)` of the images, for generation.
+
+    Raises:
+        TrainingError: there is no such task, or what it needs is missing.
+    """
+    if name == "classification":
+        return Classification(num_classes)
+    if name == "segmentation":
+        return Segmentation(num_classes)
+    if name == "generation":
+        if shape is None:
+            raise TrainingError("the task generation needs the shape of the images: (channels, height, width)")
+        return Generation(shape)
+    raise TrainingError(f"unknown task '{name}'. {did_you_mean(name, TASKS)} Tasks are {', '.join(TASKS)}")
