@@ -100,7 +100,9 @@ def test_unknown_sources(text, message):
 # --- netsmith's own ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(set(BUILDERS) - {"cifar_resnet110", "cifar_resnet56", "cifar_resnet44"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(BUILDERS) - {"cifar_resnet110", "cifar_resnet56", "cifar_resnet44", "conv_vae"})
+)
 def test_own_networks_load_and_run(name):
     net = load_source(f"netsmith:{name}")
     assert (net.name, net.num_classes, net.model.training) == (name, 10, False)
@@ -360,8 +362,19 @@ def test_a_module_in_python():
     assert net.model is module
     assert (net.name, net.source, net.num_classes) == ("mine", "module:Sequential", 4)
     assert not module.training
-    with pytest.raises(SourceError, match=r"gives \(1, 3, 2, 2\) for one image, expected one row of class scores"):
-        load_source(nn.ReLU(), input_size=(3, 2, 2))
+    with pytest.raises(SourceError, match=r"gives \(1, 3, 4\) for one image, expected one row of class scores"):
+        load_source(nn.Flatten(2), input_size=(3, 2, 2))
+
+
+def test_what_a_network_is_for():
+    assert load_source("netsmith:lenet").task == "classification"
+    dense = load_source(nn.Conv2d(3, 5, 1), input_size=(3, 2, 2))
+    assert (dense.task, dense.num_classes) == ("segmentation", 5)
+    images = load_source("netsmith:conv_vae", input_size=(1, 8, 8), options={"latent": 2, "width": 2})
+    assert (images.task, images.num_classes) == ("generation", 0)
+    assert images.model(torch.zeros(1, 1, 8, 8)).shape == (1, 64 + 4)
+    with pytest.raises(SourceError, match=r"conv_vae cannot be built .* has no classes, 10 were asked for"):
+        load_source("netsmith:conv_vae", num_classes=10)
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def _netsmith_facts(source: Source, pretrained: bool) -> Facts:
     if source.name not in BUILDERS:
         raise SourceError(f"There is no network 'netsmith:{source.name}'. {did_you_mean(source.name, BUILDERS)}")
     note = "random weights: name a file with #WEIGHTS" if source.weights is None else ""
-    return Facts(note=note)
+    return Facts(note=note, task=getattr(BUILDERS[source.name], "task", "classification"))
 
 
 def _netsmith_build(source: Source, known: Facts, pretrained: bool, options: dict[str, Any]) -> nn.Module:

@@ -91,8 +91,8 @@ class Provenance:
 class Network:
     """A loaded network, in eval mode, on the CPU.
 
-    It gives `(n, num_classes)` for images that `preprocess` prepared; `num_classes` 0 means that it has no classifier
-    and gives features.
+    It gives `(n, num_classes)` for images that `preprocess` prepared, or `(n, num_classes, h, w)` when its task is
+    segmentation; `num_classes` 0 means that it has no classifier and gives features, or images (generation).
     """
 
     name: str
@@ -103,6 +103,8 @@ class Network:
     provenance: Provenance
     options: Mapping[str, Any] = field(default_factory=dict)
     """What was asked of the function that builds it, beyond classes and input size."""
+    task: str = "classification"
+    """What the source says that it is for (see `core.tasks`)."""
 
 
 def load_source(
@@ -156,13 +158,14 @@ def load_source(
         weights_hash = _load_local(parsed, model)
     model.eval()
     preprocess = _preprocess(called, model, known, size, mean, std)
+    classes, dense = _count_classes(called, model, preprocess, num_classes)
     text = f"module:{type(model).__name__}" if parsed is None else str(parsed)
     return Network(
         name=called,
         source=text,
         model=model,
         preprocess=preprocess,
-        num_classes=_count_classes(called, model, preprocess, num_classes),
+        num_classes=classes,
         provenance=Provenance(
             source=text,
             weights=known.weights,
@@ -172,6 +175,7 @@ def load_source(
             commercial=commercial_use(licence) if licence else known.commercial,
         ),
         options=dict(options or {}),
+        task="segmentation" if dense else known.task,
     )
 
 
@@ -198,6 +202,7 @@ def _open_artifact(source: Source) -> tuple[Facts, nn.Module, str | None]:
         raise SourceError(f"'{source}': this version cannot read a morphable artifact at a size.")
     known = replace(known, weights="weights.safetensors", licence=manifest.get("licence"))
     known = replace(known, commercial=manifest.get("commercial"), num_classes=manifest.get("num_classes"))
+    known = replace(known, task=str(manifest.get("task", known.task)))
     if "preprocess" in manifest:
         try:
             found = Preprocess.from_json(manifest["preprocess"])
@@ -295,11 +300,11 @@ def _per_channel(
     return (sum(known) / len(known),) * size[0]  # images of other channels than the source speaks of: their mean
 
 
-def _count_classes(name: str, model: nn.Module, preprocess: Preprocess, claimed: int | None) -> int:
-    """Classes that one blank image gives; also finds out whether the network runs at all."""
+def _count_classes(name: str, model: nn.Module, preprocess: Preprocess, claimed: int | None) -> tuple[int, bool]:
+    """Classes that one blank image gives and whether its pixels have them; finds out if the network runs at all."""
     own = getattr(model, "num_classes", None)
     if isinstance(own, int) and not isinstance(own, bool) and claimed in (None, own):
-        return own
+        return own, False
     try:
         with torch.inference_mode():
             out = model(torch.zeros(1, *preprocess.input_size))
@@ -307,9 +312,12 @@ def _count_classes(name: str, model: nn.Module, preprocess: Preprocess, claimed:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         size = list(preprocess.input_size)
         raise SourceError(f"'{name}' does not run on images of {size}: {line}. Give the right input_size.") from error
-    if not isinstance(out, Tensor) or out.ndim != 2:
+    if not isinstance(out, Tensor) or out.ndim not in (2, 4):
         shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise SourceError(f"'{name}' gives {shape} for one image, expected one row of class scores: (1, classes).")
+        raise SourceError(
+            f"'{name}' gives {shape} for one image, expected one row of class scores, (1, classes), or one for every "
+            "pixel, (1, classes, height, width)."
+        )
     if claimed is not None and out.shape[1] != claimed:
         raise SourceError(f"'{name}' gives {out.shape[1]} classes, but num_classes says {claimed}.")
-    return out.shape[1]
+    return out.shape[1], out.ndim == 4

@@ -70,6 +70,7 @@ class Facts:
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bilinear"
     fixed_size: bool = False
+    task: str = "classification"
     note: str = ""
 
 
