@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import inspect
 import logging
-import os
-import socket
 import sys
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +19,12 @@ import torchvision.models as tv
 from torch import nn
 
 from netsmith.core.artifact import is_artifact
+from netsmith.core.building import call, downloading
 from netsmith.core.cache import digest
+from netsmith.core.library_smp import smp_build, smp_facts
 from netsmith.core.sources import HELP, Facts, Source, seeded
 from netsmith.core.weights import check_weights_file
-from netsmith.errors import NetsmithError, SourceError, did_you_mean
+from netsmith.errors import SourceError, did_you_mean
 from netsmith.models import BUILDERS
 
 _log = logging.getLogger("netsmith.zoo")
@@ -82,17 +79,6 @@ def state_values(source: Source, options: Mapping[str, Any], *, parameters: bool
     return sum(value.numel() for value in (model.parameters() if parameters else model.state_dict().values()))
 
 
-def _call(builder: Callable[..., nn.Module], what: str, options: Mapping[str, Any]) -> nn.Module:
-    """Call a builder; its complaints about options become ours."""
-    try:
-        return builder(**options)
-    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
-        allowed = [p for p in inspect.signature(builder).parameters if p not in {"kwargs", "args"}]
-        given = ", ".join(f"{k}={v!r}" for k, v in options.items()) or "no options"
-        hint = f" Its options: {', '.join(allowed)}." if allowed and isinstance(error, TypeError) else ""
-        raise SourceError(f"{what} cannot be built with {given}: {error}.{hint}") from error
-
-
 # --- netsmith ---------------------------------------------------------------------------------------------------------
 
 
@@ -104,7 +90,7 @@ def _netsmith_facts(source: Source, pretrained: bool) -> Facts:
 
 
 def _netsmith_build(source: Source, known: Facts, pretrained: bool, options: dict[str, Any]) -> nn.Module:
-    return _call(BUILDERS[source.name], f"netsmith:{source.name}", options)
+    return call(BUILDERS[source.name], f"netsmith:{source.name}", options)
 
 
 # --- timm -------------------------------------------------------------------------------------------------------------
@@ -185,8 +171,8 @@ def _timm_build(source: Source, known: Facts, pretrained: bool, options: dict[st
     def make(**kwargs: Any) -> nn.Module:
         return timm.create_model(source.name, pretrained=pretrained, **kwargs)
 
-    with _downloading(source, known):
-        return _call(make, str(source), options)
+    with downloading(source, known):
+        return call(make, str(source), options)
 
 
 # --- torchvision ------------------------------------------------------------------------------------------------------
@@ -240,56 +226,11 @@ def _tv_build(source: Source, known: Facts, pretrained: bool, options: dict[str,
     def make(**kwargs: Any) -> nn.Module:
         return tv.get_model(source.name, weights=weights, **kwargs)
 
-    with _downloading(source, known):
+    with downloading(source, known):
         if weights is not None:
             # fills the download folder through the restricted reader, so that what get_model then reads is known safe
             weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-        return _call(make, str(source), options)
-
-
-# --- downloads --------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _downloading(source: Source, known: Facts) -> Iterator[None]:
-    """Around code that may download: fail at once when offline, and say what was wanted and what to do instead."""
-    if known.download_bytes:
-        offline = _offline(known.url or "")
-        if offline:
-            raise SourceError(_cannot_download(source, known, offline))
-    try:
-        yield
-    except NetsmithError:
-        raise
-    except Exception as error:  # each library and each of its versions has its own errors for a broken connection
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if not known.url:
-            raise SourceError(f"'{source}' cannot be built: {type(error).__name__}: {first}") from error
-        raise SourceError(_cannot_download(source, known, first)) from error
-
-
-def _cannot_download(source: Source, known: Facts, why: str) -> str:
-    size = f"{known.download_bytes / 1e6:.1f} MB" if known.download_bytes else "the weights"
-    return (
-        f"'{source}' needs weights that are not on this machine: {size} from {known.url} ({why}). Connect and try "
-        f"again, name a local file ('{source.scheme}:{source.name}#/path/to/weights.safetensors'), or take random "
-        "weights (pretrained: false)."
-    )
-
-
-def _offline(url: str) -> str:
-    """Why a host cannot be reached, or `""`; the libraries themselves would try for most of a minute."""
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"} and "huggingface" in url:
-        return "HF_HUB_OFFLINE is set"
-    if urllib.request.getproxies():
-        return ""  # names are resolved by the proxy
-    at_hub = "huggingface.co" in url
-    host = urlparse(os.environ.get("HF_ENDPOINT", url) if at_hub else url).hostname or ""
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        return f"{host} cannot be reached"
-    return ""
+        return call(make, str(source), options)
 
 
 # --- the user's own code ----------------------------------------------------------------------------------------------
@@ -357,6 +298,7 @@ _FACTS: dict[str, Callable[[Source, bool], Facts]] = {
     "netsmith": _netsmith_facts,
     "timm": _timm_facts,
     "torchvision": _tv_facts,
+    "smp": smp_facts,
     "py": _py_facts,
     "artifact": _artifact_facts,
 }
@@ -364,5 +306,6 @@ _BUILD: dict[str, Callable[[Source, Facts, bool, dict[str, Any]], nn.Module]] = 
     "netsmith": _netsmith_build,
     "timm": _timm_build,
     "torchvision": _tv_build,
+    "smp": smp_build,
     "py": _py_build,
 }

@@ -124,11 +124,12 @@ def load_source(
     """Load a network by its source string, or take a module as it is.
 
     Args:
-        source: `timm:NAME`, `torchvision:NAME`, `netsmith:NAME`, `py:PATH.py:FUNCTION` (your code: it is run), each
-            optionally with `#WEIGHTS`, a local file; the folder of an artifact; or a module, which is put into eval
-            mode (its parameters are shared, not copied).
+        source: `timm:NAME`, `torchvision:NAME`, `netsmith:NAME`, `smp:ARCHITECTURE/ENCODER`, `py:PATH.py:FUNCTION`
+            (your code: it is run), each optionally with `#WEIGHTS`, a local file; the folder of an artifact; or a
+            module, which is put into eval mode (its parameters are shared, not copied).
         name: what to call it.
-        pretrained: whether to fetch the library's weights (timm, torchvision); otherwise they are random.
+        pretrained: whether to fetch the library's weights (timm, torchvision; smp: its encoder's); otherwise they are
+            random.
         num_classes: classes of the head, where the source does not tell; must agree where it does.
         input_size: (channels, height, width) of its input, where the source does not tell or another one is wanted.
         mean: per channel, of images in [0, 1].
@@ -140,6 +141,7 @@ def load_source(
 
     Raises:
         SourceError: nothing of that name, or it cannot be built or fetched.
+        MissingDependencyError: `smp:` without the `seg` extra.
         WeightsError: the weights file cannot be read or does not fit.
         ArtifactError: an artifact folder is damaged.
     """
@@ -232,11 +234,13 @@ def builder_options(
                 f"The weights of '{source}' have {known.num_classes} classes, not {num_classes}; another head would be "
                 "random. Leave num_classes out (a new head is fitted to your data later), or set pretrained: false."
             )
-        wanted["num_classes"] = num_classes
+        wanted["classes" if source.scheme == "smp" else "num_classes"] = num_classes
     if size is not None and source.scheme == "netsmith":
         if size[1] != size[2]:
             raise SourceError(f"'{source}' takes square images, got input_size {list(size)}.")
         wanted.update(in_channels=size[0], image_size=size[1])
+    if size is not None and source.scheme == "smp":
+        wanted["in_channels"] = size[0]
     if size is not None and source.scheme == "timm":
         if size[0] != 3:
             wanted["in_chans"] = size[0]

@@ -17,10 +17,10 @@ from netsmith.models import BUILDERS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-SCHEMES = ("timm", "torchvision", "netsmith", "py")
+SCHEMES = ("timm", "torchvision", "netsmith", "smp", "py")
 HELP = (
-    "A source is timm:NAME, torchvision:NAME, netsmith:NAME or py:PATH.py:FUNCTION, each optionally with #WEIGHTS "
-    "(a local file), or the folder of an artifact."
+    "A source is timm:NAME, torchvision:NAME, netsmith:NAME, smp:ARCHITECTURE/ENCODER or py:PATH.py:FUNCTION, each "
+    "optionally with #WEIGHTS (a local file), or the folder of an artifact."
 )
 
 
@@ -29,8 +29,8 @@ class Source:
     """A parsed source.
 
     `scheme` is one of `SCHEMES` or `artifact`; paths are absolute or relative to the working folder.
-    `name` is the architecture (timm's with its tag), the path of a `py:` file, or an artifact's folder; `detail` the
-    weights of torchvision, the function of `py:`, or the size of `DIR@SIZE`.
+    `name` is the architecture (timm's with its tag, smp's with its encoder), the path of a `py:` file, or an
+    artifact's folder; `detail` the weights of torchvision, the function of `py:`, or the size of `DIR@SIZE`.
     """
 
     scheme: str
