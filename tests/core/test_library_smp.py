@@ -75,9 +75,7 @@ def test_unknown_names(source, message):
 
 
 def test_options_of_the_class():
-    with pytest.raises(
-        SourceError, match=r"no option 'decoder_chanels'\. Did you mean 'decoder_channels'.*Its options"
-    ):
+    with pytest.raises(SourceError, match=r"no option 'decoder_chanels'\. Did you mean 'decoder_channels'.*Its opt"):
         load_source("smp:Unet/resnet18", pretrained=False, options={"decoder_chanels": [1]})
     with pytest.raises(SourceError, match=r"cannot be built with .*encoder_depth=9"):
         load_source("smp:Unet/resnet18", pretrained=False, options={"encoder_depth": 9})

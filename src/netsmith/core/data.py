@@ -1,13 +1,14 @@
 """Data sources: one string to train, validation and test images.
 
-`digits` (scikit-learn's, offline), `torchvision:NAME`, `folder:PATH`, `parquet:PATH`, `hf:NAME`; more by `data_source`.
+`digits` (scikit-learn's, offline), `torchvision:NAME`, `folder:PATH`, `masks:PATH`, `parquet:PATH`, `hf:NAME`; more by
+`data_source`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from netsmith.core import data_files, data_named
+from netsmith.core import data_files, data_masks, data_named
 from netsmith.core.cache import digest
 from netsmith.core.data_named import DataInfo, describe_data
 from netsmith.core.data_registry import DATA_SOURCES, DataOptions, Parts, data_root, data_source
@@ -17,11 +18,13 @@ from netsmith.core.images import (
     MemoryImages,
     Splits,
     augmented,
+    augmented_pair,
     balanced_indices,
     batches,
     probe_set,
     stratified_split,
 )
+from netsmith.core.masks import MaskedImages
 from netsmith.errors import DataError, did_you_mean
 
 __all__ = [
@@ -30,10 +33,12 @@ __all__ = [
     "DataOptions",
     "ImageSet",
     "LazyImages",
+    "MaskedImages",
     "MemoryImages",
     "Parts",
     "Splits",
     "augmented",
+    "augmented_pair",
     "balanced_indices",
     "batches",
     "data_root",
@@ -45,7 +50,7 @@ __all__ = [
 ]
 
 # importing them has put their sources into the registry
-_BUILT_IN = (data_files, data_named)
+_BUILT_IN = (data_files, data_masks, data_named)
 
 TEST_FRACTION = 0.2
 """What is kept for the test part when a data set comes in one piece."""
@@ -69,7 +74,8 @@ def open_data(
     in the same way.
 
     Args:
-        source: `digits`, `torchvision:NAME`, `folder:PATH`, `parquet:PATH`, `hf:NAME` or `hf:NAME:CONFIG`.
+        source: `digits`, `torchvision:NAME`, `folder:PATH`, `masks:PATH`, `parquet:PATH`, `hf:NAME` or
+            `hf:NAME:CONFIG`.
         seed: of the split.
         validation_fraction: of the training part, between 0 and 1, where the source has no validation part.
         size: side in pixels to which images are resized (shorter side, then the middle square).
@@ -88,7 +94,7 @@ def open_data(
     if kind not in DATA_SOURCES:
         raise DataError(
             f"unknown data source '{source}'. {did_you_mean(kind, DATA_SOURCES)} "
-            f"A source is digits, torchvision:NAME, folder:PATH, parquet:PATH or hf:NAME"
+            f"A source is digits, torchvision:NAME, folder:PATH, masks:PATH, parquet:PATH or hf:NAME"
         )
     parts = DATA_SOURCES[kind](argument, DataOptions(size, root or data_root(), download))
     train, validation, test = parts.train, parts.validation, parts.test

@@ -20,7 +20,8 @@ from netsmith.core.decoding import Encoded, decode_set
 from netsmith.core.images import ImageSet
 from netsmith.errors import DataError
 
-_IMAGE_ENDINGS = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"])
+IMAGE_ENDINGS = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"])
+"""How the names of image files end."""
 
 
 @data_source("folder")
@@ -53,11 +54,11 @@ def _read_folder(folder: Path, classes: tuple[str, ...], options: DataOptions) -
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        here = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in _IMAGE_ENDINGS)
+        here = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
         files += here
         labels += [label] * len(here)
     if not files:
-        raise DataError(f"'{folder}' holds no image ({', '.join(sorted(_IMAGE_ENDINGS))})")
+        raise DataError(f"'{folder}' holds no image ({', '.join(sorted(IMAGE_ENDINGS))})")
     ids = [f"{f.relative_to(folder).as_posix()}:{(s := f.stat()).st_size}:{s.st_mtime_ns}" for f in files]
     encoded = Encoded(lambda i: files[i], lambda i: f"'{files[i]}'", torch.tensor(labels), ids)
     return decode_set(encoded, classes, size=options.size)

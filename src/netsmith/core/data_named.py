@@ -7,13 +7,16 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torchvision.datasets as tvd
+from jaxtyping import Int
 from sklearn.datasets import load_digits
+from torch import Tensor
 
 from netsmith.core.data_files import read_parts
+from netsmith.core.data_masks import masked_set
 from netsmith.core.data_registry import DataOptions, Parts, data_root, data_source
 from netsmith.core.decoding import Encoded, decode_set
 from netsmith.core.images import ImageSet, MemoryImages, stratified_split
@@ -49,6 +52,8 @@ class TorchvisionSet:
         files: what must lie in the root folder, for those who fetch it by hand.
         megabytes: of the download, rounded up.
         mirror: whether a mirrored image still shows its class.
+        classes: their names, where the library does not tell.
+        targets: what the images come with: labels, masks, or nothing (all in one class, for image generation).
     """
 
     parts: Mapping[str, Mapping[str, Any]]
@@ -56,12 +61,17 @@ class TorchvisionSet:
     megabytes: int
     mirror: bool = True
     classes: tuple[str, ...] = field(default=())
+    targets: Literal["labels", "masks", "nothing"] = "labels"
 
 
 _TRAIN_FLAG = {"train": {"train": True}, "test": {"train": False}}
 _TWO = {"train": {"split": "train"}, "test": {"split": "test"}}
 _THREE = {"train": {"split": "train"}, "validation": {"split": "val"}, "test": {"split": "test"}}
 _DIGITS = tuple(str(d) for d in range(10))
+_VOC = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
 
 TORCHVISION_SETS: dict[str, TorchvisionSet] = {
     "CIFAR10": TorchvisionSet(_TRAIN_FLAG, "cifar-10-batches-py/ (cifar-10-python.tar.gz, unpacked)", 171),
@@ -82,8 +92,22 @@ TORCHVISION_SETS: dict[str, TorchvisionSet] = {
     ),
     "StanfordCars": TorchvisionSet(_TWO, "stanford_cars/ (no longer offered for download by its authors)", 1957),
     "Caltech101": TorchvisionSet({"train": {}}, "caltech101/ (101_ObjectCategories and Annotations)", 138),
+    "VOCSegmentation": TorchvisionSet(
+        {"train": {"image_set": "train"}, "validation": {"image_set": "val"}},
+        "VOCdevkit/VOC2012/ (VOCtrainval_11-May-2012.tar, unpacked)",
+        2000,
+        classes=_VOC,
+        targets="masks",
+    ),
+    "CelebA": TorchvisionSet(
+        {"train": {"split": "train"}, "validation": {"split": "valid"}, "test": {"split": "test"}},
+        "celeba/ (img_align_celeba.zip, unpacked, and the five text files)",
+        1444,
+        classes=("face",),
+        targets="nothing",
+    ),
 }
-"""Image classification sets that `torchvision:NAME` knows."""
+"""Sets that `torchvision:NAME` knows."""
 
 
 @dataclass(frozen=True)
@@ -166,11 +190,9 @@ def _download(
 
 
 def _read_torchvision(raw: Any, where: str, entry: TorchvisionSet, options: DataOptions) -> ImageSet:
-    stored = next((s for a in ("targets", "labels", "_labels", "y") if (s := getattr(raw, a, None)) is not None), None)
-    if stored is None:  # GTSRB, StanfordCars: pairs of file and label; USPS and the like have one of the above
-        pairs = getattr(raw, "_samples", None)
-        stored = [p[1] for p in pairs] if pairs is not None else [raw[i][1] for i in range(len(raw))]
-    labels = torch.as_tensor(stored).to(torch.int64)
+    if entry.targets == "masks":
+        return masked_set([Path(p) for p in raw.images], [Path(p) for p in raw.masks], entry.classes, options)
+    labels = _stored_labels(raw) if entry.targets == "labels" else torch.zeros(len(raw), dtype=torch.int64)
     names = getattr(raw, "classes", None) or getattr(raw, "categories", None)
     # MNIST's own names are such as "3 - three"
     classes = tuple(str(n) for n in names) if names else entry.classes
@@ -179,6 +201,14 @@ def _read_torchvision(raw: Any, where: str, entry: TorchvisionSet, options: Data
     ids = [f"{where}:{len(labels)}:{i}" for i in range(len(labels))]
     encoded = Encoded(lambda i: raw[i][0], lambda i: f"image {i} of {where}", labels, ids)
     return decode_set(encoded, classes, size=options.size, mirror=entry.mirror)
+
+
+def _stored_labels(raw: Any) -> Int[Tensor, " n"]:
+    stored = next((s for a in ("targets", "labels", "_labels", "y") if (s := getattr(raw, a, None)) is not None), None)
+    if stored is None:  # GTSRB, StanfordCars: pairs of file and label; USPS and the like have one of the above
+        pairs = getattr(raw, "_samples", None)
+        stored = [p[1] for p in pairs] if pairs is not None else [raw[i][1] for i in range(len(raw))]
+    return torch.as_tensor(stored).to(torch.int64)
 
 
 @data_source("hf")

@@ -1,4 +1,4 @@
-"""From encoded images (JPEG, PNG, ...) to an `ImageSet`: in memory when that fits, decoded on demand otherwise."""
+"""From encoded images and masks (JPEG, PNG, ...) to sets: in memory when that fits, decoded on demand otherwise."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from netsmith.core.images import ImageSet, LazyImages, MemoryImages
+from netsmith.core.images import IGNORED, LazyImages, MemoryImages
 from netsmith.errors import DataError
 
 MEMORY_LIMIT = 2 * 2**30
@@ -23,6 +23,7 @@ MEMORY_LIMIT = 2 * 2**30
 
 _LOOKED_AT = 64  # images whose headers are read before a set too large for memory is accepted
 _GREY = ("1", "L", "I;16")
+_ONE_NUMBER = ("1", "L", "P", "I;16", "I")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def decode_set(
     size: int | None = None,
     mirror: bool = True,
     memory_limit: int = MEMORY_LIMIT,
-) -> ImageSet:
+) -> MemoryImages | LazyImages:
     """The set of those images, all grey (C = 1) or all RGB (C = 3).
 
     With `size`, the shorter side is resized to it and the middle square kept; without, all must be of one size.
@@ -57,10 +58,7 @@ def decode_set(
     Raises:
         DataError: no image, one that cannot be read, or sizes that differ.
     """
-    n = len(encoded.labels)
-    if n == 0:
-        raise DataError("the data set holds no image")
-    headers = {i: _header(encoded, i) for i in np.linspace(0, n - 1, min(n, _LOOKED_AT)).astype(int).tolist()}
+    headers = _headers(encoded)
     grey = all(mode in _GREY for mode, _ in headers.values())
     width, height = headers[0][1] if size is None else (size, size)
     shape = (1 if grey else 3, height, width)
@@ -68,10 +66,75 @@ def decode_set(
     def read(i: int) -> np.ndarray:
         return _decode(encoded, i, shape, size)
 
-    if n * shape[0] * height * width > memory_limit:
+    if len(encoded.labels) * shape[0] * height * width > memory_limit:
         for i, (_, found) in headers.items():
             _check_size(found, i, encoded, shape, size)
         return LazyImages(read, encoded.ids, encoded.labels, classes, shape, mirror=mirror)
+    return MemoryImages(_all(read, len(encoded.labels), shape), encoded.labels, classes, mirror=mirror)
+
+
+def decode_masks(
+    encoded: Encoded, classes: tuple[str, ...], *, size: int | None = None, memory_limit: int = MEMORY_LIMIT
+) -> MemoryImages | LazyImages:
+    """Masks as a set of one channel, the number of its class in every pixel or `IGNORED`; sizes as in `decode_set`.
+
+    Raises:
+        DataError: no mask, one that cannot be read, is in colour, or holds a class that is not there.
+    """
+    headers = _headers(encoded)
+    width, height = headers[0][1] if size is None else (size, size)
+    shape = (1, height, width)
+
+    def read(i: int) -> np.ndarray:
+        mask = _read_mask(encoded, i, shape, size)
+        wrong = mask[(mask >= len(classes)) & (mask != IGNORED)]
+        if wrong.size:
+            raise DataError(
+                f"{encoded.where(i)} holds class {wrong.max()}, the data set has {len(classes)} classes "
+                f"(0 to {len(classes) - 1}; {IGNORED} marks pixels to be left out)"
+            )
+        return mask
+
+    if len(encoded.labels) * height * width > memory_limit:
+        return LazyImages(read, encoded.ids, encoded.labels, classes, shape)
+    return MemoryImages(_all(read, len(encoded.labels), shape), encoded.labels, classes)
+
+
+def highest_class(encoded: Encoded) -> int:
+    """The highest class in any mask. Raises DataError for one that cannot be read or is in colour."""
+
+    def highest(i: int) -> int:
+        mask = _read_mask(encoded, i, (1, 0, 0), 0)
+        return int(mask[mask != IGNORED].max(initial=0))
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return max(pool.map(highest, range(len(encoded.labels))))
+
+
+def check_same_sizes(images: Encoded, masks: Encoded) -> None:
+    """Raises DataError, naming both, unless every mask has the size of its image."""
+
+    def check(i: int) -> None:
+        (_, image), (_, mask) = _header(images, i), _header(masks, i)
+        if image != mask:
+            raise DataError(
+                f"{masks.where(i)} has {mask[0]}x{mask[1]} pixels, its image {image[0]}x{image[1]}: "
+                f"a mask must have the size of its image"
+            )
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        list(pool.map(check, range(len(images.labels))))
+
+
+def _headers(encoded: Encoded) -> dict[int, tuple[str, tuple[int, int]]]:
+    """Mode and size of the first, the last and some of the images in between. Raises DataError when there are none."""
+    n = len(encoded.labels)
+    if n == 0:
+        raise DataError("the data set holds no image")
+    return {i: _header(encoded, i) for i in np.linspace(0, n - 1, min(n, _LOOKED_AT)).astype(int).tolist()}
+
+
+def _all(read: Callable[[int], np.ndarray], n: int, shape: tuple[int, int, int]) -> UInt8[Tensor, "n c h w"]:
     pixels = np.empty((n, *shape), dtype=np.uint8)
 
     def fill(first: int) -> None:
@@ -80,7 +143,7 @@ def decode_set(
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(fill, range(0, n, 256)))
-    return MemoryImages(torch.from_numpy(pixels), encoded.labels, classes, mirror=mirror)
+    return torch.from_numpy(pixels)
 
 
 def _open(encoded: Encoded, i: int) -> Image.Image:
@@ -121,14 +184,33 @@ def _decode(encoded: Encoded, i: int, shape: tuple[int, int, int], size: int | N
     return pixels[None] if shape[0] == 1 else pixels.transpose(2, 0, 1)
 
 
-def _resize(image: Image.Image, size: int) -> Image.Image:
+def _read_mask(encoded: Encoded, i: int, shape: tuple[int, int, int], size: int | None) -> np.ndarray:
+    """Mask `i` as uint8 `(1, H, W)`; `size` 0 takes it as it is."""
+    with _open(encoded, i) as image:
+        _check_size(image.size, i, encoded, shape, size)
+        if image.mode not in _ONE_NUMBER:
+            raise DataError(
+                f"{encoded.where(i)} is in colour (mode {image.mode}); a mask has the number of a class in every "
+                f"pixel: save it as a grey or palette PNG"
+            )
+        try:
+            values = np.asarray(image)  # of a palette image, the indices
+        except (OSError, SyntaxError) as error:
+            raise _unreadable(encoded.where(i), error) from error
+    if values.min() < 0 or values.max() > IGNORED:
+        raise DataError(f"{encoded.where(i)} holds {values.max()}; a mask holds numbers from 0 to {IGNORED}")
+    mask = Image.fromarray(values.astype(np.uint8))
+    return np.asarray(_resize(mask, size, Image.Resampling.NEAREST) if size else mask)[None]
+
+
+def _resize(image: Image.Image, size: int, resampling: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
     width, height = image.size
     if (width, height) == (size, size):
         return image
     scale = size / min(width, height)
     width, height = max(size, round(width * scale)), max(size, round(height * scale))
     left, top = (width - size) // 2, (height - size) // 2
-    return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
+    return image.resize((width, height), resampling).crop((left, top, left + size, top + size))
 
 
 def _check_size(
