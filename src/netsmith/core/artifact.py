@@ -28,6 +28,8 @@ __all__ = [
     "SCHEMA",
     "Cache",
     "CacheEntry",
+    "build",
+    "builder",
     "digest",
     "is_artifact",
     "library_versions",
@@ -51,8 +53,10 @@ _RESERVED = ("schema", "kind", "files", "versions", "sha256")
 _LIBRARIES = ("netsmith", "torch", "torchvision", "timm", "numpy", "safetensors")
 
 Loader = Callable[[Path], nn.Module]
+Builder = Callable[[Mapping[str, Any]], nn.Module]
 _L = TypeVar("_L", bound=Callable[..., nn.Module])
 _loaders: dict[str, Loader] = {}
+_builders: dict[str, Builder] = {}
 
 LOADERS = "netsmith.loaders"
 """Entry point group; an entry is called like the kind, and its module registers the loader with `loader`."""
@@ -66,6 +70,37 @@ def loader(kind: str) -> Callable[[_L], _L]:
         return function
 
     return register
+
+
+def builder(kind: str) -> Callable[[_L], _L]:
+    """Decorator that registers the function which builds the network of a manifest of `kind`, with random weights."""
+
+    def register(function: _L) -> _L:
+        _builders[kind] = function
+        return function
+
+    return register
+
+
+def build(manifest: Mapping[str, Any]) -> nn.Module:
+    """The network that a manifest describes, with random weights, in eval mode.
+
+    Raises:
+        ArtifactError: of a kind that no builder knows, or what describes the network is missing.
+    """
+    kind = str(manifest.get("kind"))
+    _bring(kind, _builders)
+    if kind not in _builders:
+        raise ArtifactError(f"a network of kind '{kind}' cannot be built. {did_you_mean(kind, _builders)}")
+    with torch.random.fork_rng(devices=[]):
+        return _builders[kind](manifest).eval()
+
+
+def _bring(kind: str, known: Mapping[str, object]) -> None:
+    """Import what registers a kind: packages say in their metadata which module does, this one knows none of them."""
+    if kind not in known:
+        for entry in importlib.metadata.entry_points(group=LOADERS, name=kind):
+            entry.load()
 
 
 def library_versions() -> dict[str, str]:
@@ -269,10 +304,7 @@ def load(folder: Path | str) -> nn.Module:
     """
     record = read_manifest(folder)
     kind = str(record["kind"])
-    if kind not in _loaders:
-        # packages say in their metadata which module brings the loader of a kind: this one needs to know none of them
-        for entry in importlib.metadata.entry_points(group=LOADERS, name=kind):
-            entry.load()
+    _bring(kind, _loaders)
     if kind not in _loaders:
         raise ArtifactError(f"{folder} is of kind '{kind}', which cannot be loaded. {did_you_mean(kind, _loaders)}")
     with torch.random.fork_rng(devices=[]):  # building a module draws its initial weights: not from the caller's stream

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from timm.utils import ModelEmaV3
@@ -32,7 +32,34 @@ from netsmith.core.settings import TrainSettings, lr_factor
 from netsmith.core.tasks import Task, sum_type
 from netsmith.errors import TrainingError
 
-__all__ = ["Progress", "TrainResult", "TrainSettings", "evaluate", "lr_factor", "train"]
+__all__ = ["Objective", "Progress", "Step", "TrainResult", "TrainSettings", "evaluate", "lr_factor", "train"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a training is: optimizer step `number` of `total` (from 0), batch `index` of the view `view`."""
+
+    number: int
+    total: int
+    view: int
+    index: int
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What training minimises, and what its epochs are judged by."""
+
+    def identity(self) -> str:
+        """What a checkpoint must have in common with it to be continued."""
+        ...
+
+    def loss(self, model: nn.Module, images: Tensor, targets: Tensor, step: Step) -> Tensor:
+        """The loss of a batch of preprocessed images, a scalar."""
+        ...
+
+    def judge(self, model: nn.Module, measured: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
+        """Metrics of the model; `measured` gives those of a network on the validation part."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -101,6 +128,8 @@ def train(
     progress: Progress | None = None,
     on_epoch: Callable[[Entry], None] | None = None,
     device: str | torch.device | None = None,
+    objective: Objective | None = None,
+    views: int | None = None,
 ) -> TrainResult:
     """Train `model` in place; it ends with the weights of the epoch that was best on the validation part.
 
@@ -117,6 +146,9 @@ def train(
         progress: called at every step.
         on_epoch: called with the history's entry after every epoch, once it is saved.
         device: "cpu", "cuda", ...; by default the best there is. Under torchrun each process has its own.
+        objective: what a step minimises and an epoch is judged by; by default the task's loss and metrics.
+        views: epochs after which order and augmentation of the training images start again, for objectives that
+            remember what they computed for a batch; None never.
 
     Raises:
         TrainingError: nothing to train, classes that do not match, a loss that is not finite (says what was kept), or
@@ -134,6 +166,7 @@ def train(
         for image_set in (train_set, validation_set):
             try_out(model, image_set, task, preprocess, current)
         run = _Run(model, train_set, validation_set, task, settings, preprocess, current, checkpoint_dir, progress)
+        run.aim(objective or _Supervised(task, settings.label_smoothing), views)
         if resume:
             run.resume()
         return run.to_the_end(on_epoch)
@@ -187,11 +220,20 @@ class _Run:
             self.key = digest(self.key, train_set.identity(), validation_set.identity(), self._frozen_names())
         self.ema = ModelEmaV3(model, settings.ema, use_warmup=True) if settings.ema else None
         # the wrapper, not the model, is what accelerate patches for mixed precision and wraps for many processes
-        self.forward = current.accelerator.prepare_model(_Wrapped(model), device_placement=False)
+        self.objective: Objective = _Supervised(task, settings.label_smoothing)
+        self.views: int | None = None
         self.optimizer = current.accelerator.prepare_optimizer(_optimizer(self.parameters, settings), False)
         self.done = _Progressed()
         self.resumed_from = 0
         self.training_seconds = 0.0
+
+    def aim(self, objective: Objective, views: int | None) -> None:
+        """Say what steps minimise, before the first one."""
+        self.objective, self.views = objective, views
+        wrapped = _Wrapped(self.model, objective)
+        self.forward = self.current.accelerator.prepare_model(wrapped, device_placement=False)
+        if self.folder is not None:
+            self.key = digest(self.key, objective.identity(), views or 0)
 
     def _frozen_names(self) -> list[str]:
         return [name for name, p in self.model.named_parameters() if not p.requires_grad]
@@ -231,10 +273,7 @@ class _Run:
         judged = self.ema.module if self.ema is not None else self.model
         self.current.agree_on_buffers(judged)
         judged.eval()
-        measured = measure(
-            judged, self.validation_set, self.task, self.preprocess, 2 * self.settings.batch_size, self.current,
-            channels_last=self.settings.channels_last,
-        )  # fmt: skip
+        measured = self.objective.judge(judged, self._measured)
         if not math.isfinite(measured["loss"]):
             raise TrainingError(self._not_finite("validation loss", measured["loss"]))
         done = self.done
@@ -249,6 +288,12 @@ class _Run:
         done.seconds += time.perf_counter() - began
         self._save()
         return entry
+
+    def _measured(self, model: nn.Module) -> dict[str, float]:
+        return measure(
+            model, self.validation_set, self.task, self.preprocess, 2 * self.settings.batch_size, self.current,
+            channels_last=self.settings.channels_last,
+        )  # fmt: skip
 
     def _better(self, entry: Entry, best: Entry) -> bool:
         sign = 1.0 if self.task.higher_is_better else -1.0
@@ -268,7 +313,8 @@ class _Run:
             torch.manual_seed(derived_seed(settings.seed, 1, epoch, index, current.rank))
             images, targets = self._prepared(images, targets)
             with nullcontext() if last else current.accelerator.no_sync(self.forward):
-                loss = self.task.loss(self.forward(images), targets, settings.label_smoothing)
+                moment = Step(self.done.step, self.steps, epoch % (self.views or settings.epochs), index)
+                loss = self.forward(images, targets, moment)
                 current.accelerator.backward(loss / group)
             sums += len(images) * torch.stack([loss.detach().to(exact), torch.ones_like(loss, dtype=exact)])
             if current.device.type == "cpu" or index % 16 == 15 or index + 1 == self.batches:
@@ -289,7 +335,7 @@ class _Run:
             self.train_set,
             self.settings.batch_size,
             shuffle=True,
-            seed=derived_seed(self.settings.seed, 0, epoch),
+            seed=derived_seed(self.settings.seed, 0, epoch % (self.views or self.settings.epochs)),
             augment=self.settings.augment,
             drop_last=self.drop_last,
             rank=self.current.rank,
@@ -382,13 +428,29 @@ class _Run:
         self.resumed_from = self.done.epoch
 
 
-class _Wrapped(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
+class _Supervised:
+    """The objective of ordinary training."""
 
-    def forward(self, x: Tensor) -> Any:
-        return self.model(x)
+    def __init__(self, task: Task, smoothing: float) -> None:
+        self.task, self.smoothing = task, smoothing
+
+    def identity(self) -> str:
+        return ""
+
+    def loss(self, model: nn.Module, images: Tensor, targets: Tensor, step: Step) -> Tensor:
+        return self.task.loss(model(images), targets, self.smoothing)
+
+    def judge(self, model: nn.Module, measured: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
+        return measured(model)
+
+
+class _Wrapped(nn.Module):
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, x: Tensor, targets: Tensor, step: Step) -> Tensor:
+        return self.objective.loss(self.model, x, targets, step)
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

@@ -138,6 +138,18 @@ class Chain:
             self.model, self._program, self._refs[start], self._refs[stop], clone_input=start + 1 in self._clones
         )
 
+    def front(self, stop: int) -> nn.Module:
+        """The stem and units `0` to `stop - 1` as one module; parameters are shared as in `part`."""
+        self._check_range(0, stop)
+        return Part(self.model, self._program, Ref(0), self._refs[stop])
+
+    def rest(self, start: int) -> nn.Module:
+        """Units `start` to the last and the head as one module; parameters are shared as in `part`."""
+        self._check_range(start, len(self))
+        return Part(
+            self.model, self._program, self._refs[start], self._program.result, clone_input=start + 1 in self._clones
+        )
+
     def _check_range(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"{self.name or 'the network'} has units 0 to {len(self) - 1}; there is no {start}:{stop}")

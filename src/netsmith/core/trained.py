@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from netsmith.core.artifact import loader, read_manifest, read_tensors, save_artifact
+from netsmith.core.artifact import builder, loader, read_manifest, read_tensors, save_artifact
 from netsmith.core.network import Network, load_source
 from netsmith.core.sources import parse_source
 from netsmith.core.weights import load_state
@@ -48,6 +48,7 @@ def save_network(
         "source": built_from,
         "options": built_with,
         "num_classes": network.num_classes,
+        "task": network.task,
         "preprocess": network.preprocess.to_json(),
         **counts,
         "licence": network.provenance.licence,
@@ -95,23 +96,55 @@ def load_network(folder: Path) -> nn.Module:
         ArtifactError: the manifest lacks what builds the network.
         WeightsError: the weights do not fit what was built.
     """
-    manifest = read_manifest(folder, KIND)
+    model = build_network(read_manifest(folder, KIND))
+    load_state(model, read_tensors(folder, WEIGHTS), str(folder / WEIGHTS))
+    return model.eval()
+
+
+@builder(KIND)
+def build_network(manifest: Mapping[str, Any]) -> nn.Module:
+    """The network of a manifest of kind `network`, with random weights.
+
+    Raises:
+        ArtifactError: the manifest lacks what builds the network.
+        SourceError: its source names nothing any more.
+    """
     try:
         source, options = manifest["source"], manifest["options"]
         size, classes = manifest["preprocess"]["input_size"], manifest["num_classes"]
     except KeyError as error:
-        raise ArtifactError(f"The manifest of {folder} lacks {error}, so the network cannot be built.") from error
-    network = load_source(source, pretrained=False, num_classes=classes, input_size=size, options=options)
-    load_state(network.model, read_tensors(folder, WEIGHTS), str(folder / WEIGHTS))
-    return network.model.eval()
+        raise ArtifactError(f"The manifest lacks {error}, so the network cannot be built.") from error
+    return load_source(source, pretrained=False, num_classes=classes, input_size=size, options=options).model
+
+
+def skeleton(network: Network) -> dict[str, Any]:
+    """A manifest, without weights, from which `artifact.build` makes the network's architecture.
+
+    A network that was given as a module has none: the manifest is then of kind `module`, which nothing builds.
+    """
+    if network.source.startswith("module:"):
+        return {"kind": "module", "source": network.source}
+    parsed = parse_source(network.source)
+    if parsed.scheme == "artifact":
+        found = read_manifest(parsed.name)
+        return {k: v for k, v in found.items() if k not in ("files", "sha256", "versions", "schema", "config")}
+    source, options = architecture(network.source, network.options)
+    return {
+        "kind": KIND,
+        "source": source,
+        "options": options,
+        "num_classes": network.num_classes or None,
+        "preprocess": network.preprocess.to_json(),
+    }
 
 
 def _card(manifest: Mapping[str, Any]) -> str:
     channels, height, width = manifest["preprocess"]["input_size"]
+    classes = f"{manifest['num_classes']} classes, " if manifest["num_classes"] else ""
     lines = [
         f"# {manifest['name']}",
         "",
-        f"`{manifest['source']}`, {manifest['num_classes']} classes, images of {channels}x{height}x{width}; "
+        f"`{manifest['source']}` for {manifest['task']}, {classes}images of {channels}x{height}x{width}; "
         f"{manifest['params']:,} parameters, {manifest['macs']:,} MACs an image.",
         "",
         *(

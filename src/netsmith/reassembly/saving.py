@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from netsmith.core.artifact import library_versions, loader, read_manifest, read_tensors, save_artifact
+from netsmith.core.artifact import builder, library_versions, loader, read_manifest, read_tensors, save_artifact
 from netsmith.core.graph import Unit
 from netsmith.core.output import to_json, write_json, write_text
 from netsmith.core.profile import format_count
@@ -95,13 +95,18 @@ def load_reassembled(folder: Path, *, networks: Mapping[str, nn.Module] | None =
         RecipeError: the recipe cannot be read, or needs a module that is not in `networks`.
         WeightsError: the weights do not fit what was built.
     """
-    manifest = read_manifest(folder, KIND)
-    if "recipe" not in manifest:
-        raise ArtifactError(f"The manifest of {folder} lacks 'recipe', so the network cannot be built.")
-    recipe = Recipe.from_json(to_json(manifest["recipe"]))
-    module = assemble(recipe, rebuild(recipe, networks), init="random")
+    module = build_reassembled(read_manifest(folder, KIND), networks=networks)
     load_state(module, read_tensors(folder, WEIGHTS), str(Path(folder) / WEIGHTS))
     return module.eval()
+
+
+@builder(KIND)
+def build_reassembled(manifest: Mapping[str, Any], *, networks: Mapping[str, nn.Module] | None = None) -> Assembled:
+    """The network of a manifest of kind `reassembly`, with random weights; see `load_reassembled`."""
+    if "recipe" not in manifest:
+        raise ArtifactError("The manifest lacks 'recipe', so the network cannot be built.")
+    recipe = Recipe.from_json(to_json(manifest["recipe"]))
+    return assemble(recipe, rebuild(recipe, networks), init="random")
 
 
 def summary_of(result: Reassembled) -> Summary:

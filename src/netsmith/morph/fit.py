@@ -1,0 +1,244 @@
+"""Fitting a generator: every step draws widths, runs the network with the weights generated for them, and learns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from netsmith.core.cache import digest
+from netsmith.core.data import Splits
+from netsmith.core.engine import Progress, Step, TrainResult, train
+from netsmith.core.images import derived_seed
+from netsmith.core.measure import Entry, Preprocessing
+from netsmith.core.settings import TrainSettings
+from netsmith.core.tasks import Task
+from netsmith.errors import TrainingError
+from netsmith.morph.generator import Grid, Noise
+from netsmith.morph.morphable import Morphable
+
+Draw = Literal["full", "low", "random", "mixed", "coarse"]
+
+
+class FitSettings(BaseModel):
+    """What a step draws, and what its loss is made of; how weights then change is in `TrainSettings`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    draws: tuple[Draw, ...] | None = Field(
+        None,
+        min_length=1,
+        description="widths drawn in turn: full, low (end of the range), random (one ratio), mixed (a ratio for each "
+        "group), coarse (the grid's coarse set alone, near the low end); by default what suits the generator",
+    )
+    per_step: int = Field(1, ge=1, description="how many of them make one step")
+    distillation: float = Field(0.5, ge=0, le=1, description="share of the base network's outputs in the loss")
+    temperature: float = Field(2.0, gt=0, description="that softens them")
+    reconstruction: float = Field(0.0, ge=0, description="weight of the distance to the base's weights at full width")
+    norm: float = Field(0.0, ge=0, description="weight of the mean square of what is generated")
+    noise: float = Field(0.0, ge=0, description="coordinate noise in cells, on the outputs' and inputs' positions only")
+    views: int = Field(8, ge=1, description="augmented views of the training images; what the base makes is kept")
+    cache_mb: int = Field(2048, ge=0, description="memory for features before the first generated tensor, all views")
+    blockwise: float = Field(
+        0.0, ge=0, lt=1, description="share of the steps in which block after block joins; 0 for all from the start"
+    )
+
+
+def default_draws(morphable: Morphable) -> tuple[Draw, ...]:
+    """Draws for a generator: full widths only where they are fitted, the coarse set only where there is one."""
+    if not isinstance(morphable.generator, Grid):
+        return ("full", "random", "low", "random")
+    below: tuple[Draw, ...] = () if morphable.generator.coarse is None else ("coarse",)
+    return ("low", "random", "random", *below)
+
+
+class Fitting:
+    """The objective of fitting (`netsmith.core.engine.Objective`).
+
+    Loss of one drawn width vector (Yang et al., "Neural Metamorphosis", ECCV 2024, equation 5): task loss and
+    distillation from the base network, reconstruction of the base's weights at full width, and the norm of what is
+    generated. Features before the first generated tensor and the base's outputs are computed once for each batch of
+    each view.
+    """
+
+    def __init__(self, task: Task, settings: FitSettings, seed: int, judged: tuple[float, ...]) -> None:
+        self.task, self.settings, self.seed, self.judged = task, settings, seed, judged
+        self._features: dict[tuple[int, int], Tensor] = {}
+        self._teacher: dict[tuple[int, int], Tensor] = {}
+        self._kept_bytes = 0
+
+    def identity(self) -> str:
+        """Settings, seed, and the ratios that are judged."""
+        return digest("fitting", self.settings.model_dump_json(), self.seed, list(self.judged))
+
+    # --- one step -----------------------------------------------------------------------------------------------------
+
+    def loss(self, model: nn.Module, images: Tensor, targets: Tensor, step: Step) -> Tensor:
+        """The mean over the widths drawn for this step."""
+        assert isinstance(model, Morphable)
+        features, taught = self._known(model, images, step)
+        rng = torch.Generator().manual_seed(derived_seed(self.seed, 2, step.number, step.index))
+        draws = self.settings.draws or default_draws(model)
+        total = torch.zeros((), device=features.device)
+        for k in range(self.settings.per_step):
+            kind = draws[(step.number * self.settings.per_step + k) % len(draws)]
+            widths = self._waiting(model, _drawn(model, kind, rng), step)
+            loss = self._loss_at(model, features, taught, targets, widths, kind == "coarse", rng)
+            if not math.isfinite(float(loss.detach())):
+                raise TrainingError(
+                    f"the loss at step {step.number + 1} of {step.total} is {float(loss)}, at widths "
+                    f"{_widths_text(model, widths)}. The last complete epoch is kept. Lower lr, set clip_grad, or "
+                    f"check that images and preprocessing are right"
+                )
+            total = total + loss / self.settings.per_step
+        if self.settings.reconstruction:
+            total = total + self.settings.reconstruction * reconstruction(model)
+        if not total.requires_grad:  # all widths of this step are read from what is not fitted
+            total = total + 0.0 * next(model.generator.parameters()).sum()
+        return total
+
+    def _loss_at(
+        self,
+        model: Morphable,
+        features: Tensor,
+        taught: Tensor,
+        targets: Tensor,
+        widths: Mapping[str, int],
+        coarse: bool,
+        rng: torch.Generator,
+    ) -> Tensor:
+        noise = Noise(self.settings.noise, rng) if self.settings.noise else None
+        tensors = model.tensors(widths, noise, coarse)
+        outputs = model.rest(features, widths, tensors).float()
+        share = self.settings.distillation
+        loss = outputs.new_zeros(())
+        if share < 1:
+            loss = loss + (1 - share) * self.task.loss(outputs, targets)
+        if share:
+            loss = loss + share * self.task.distil(outputs, taught, self.settings.temperature)
+        if self.settings.norm:
+            squares = sum((t.float() ** 2).sum() for t in tensors.values())
+            loss = loss + self.settings.norm * squares / sum(t.numel() for t in tensors.values())
+        return loss
+
+    def _known(self, model: Morphable, images: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Features and the base's outputs for a batch: remembered, or computed and remembered."""
+        key = (step.view, step.index)
+        features = self._features.get(key)
+        if features is None:
+            features = model.front(images)
+            size = features.numel() * features.element_size()
+            if model.splits and self._kept_bytes + size <= self.settings.cache_mb * 2**20:
+                self._features[key] = features
+                self._kept_bytes += size
+        taught = self._teacher.get(key)
+        if taught is None and self.settings.distillation:
+            taught = model.teacher(features).float()
+            if taught.numel() <= 4 * images.numel():
+                self._teacher[key] = taught
+        return features, taught if taught is not None else features.new_zeros(())
+
+    def _waiting(self, model: Morphable, widths: dict[str, int], step: Step) -> dict[str, int]:
+        """In a blockwise schedule, groups whose turn has not come stay at full width."""
+        if not self.settings.blockwise:
+            return widths
+        done = step.number / (self.settings.blockwise * step.total)
+        groups = model.space.groups
+        active = min(len(groups), 1 + int(done * len(groups)))
+        return {g.name: widths[g.name] if k < active else g.width for k, g in enumerate(groups)}
+
+    # --- one epoch ----------------------------------------------------------------------------------------------------
+
+    def judge(self, model: nn.Module, measured: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
+        """The task's metrics at each judged ratio (`accuracy@0.5`), and their means."""
+        assert isinstance(model, Morphable)
+        means: dict[str, float] = {}
+        single: dict[str, float] = {}
+        for ratio in self.judged:
+            with model.at_widths(model.space.at(ratio)):
+                found = measured(model)
+            for name, value in found.items():
+                means[name] = means.get(name, 0.0) + value / len(self.judged)
+            single[f"{self.task.primary}@{ratio:g}"] = found[self.task.primary]
+        return means | single
+
+
+def _drawn(model: Morphable, kind: str, rng: torch.Generator) -> dict[str, int]:
+    space = model.space
+    if kind == "full":
+        return space.full
+    if kind == "low":
+        return dict(space.low)
+
+    def between(way: float, name: str) -> int:
+        low, high = space.low[name], space.high[name]
+        return low + round(way * (high - low))
+
+    if kind == "mixed":
+        return {g.name: between(float(torch.rand((), generator=rng)), g.name) for g in space.groups}
+    way = float(torch.rand((), generator=rng))
+    if kind == "coarse":  # near the low end, below which the coarse set is read
+        return {g.name: min(space.high[g.name], round(space.low[g.name] * (1 + way / 2))) for g in space.groups}
+    return {g.name: between(way, g.name) for g in space.groups}
+
+
+def _widths_text(model: Morphable, widths: Mapping[str, int]) -> str:
+    shown = [f"{g.name} {widths[g.name]} of {g.width}" for g in model.space.groups]
+    return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
+
+
+def reconstruction(model: Morphable) -> Tensor:
+    """Mean square distance of the tensors at full width from the base's, over the base's mean square."""
+    base = model.base.state_dict()
+    parts = []
+    for name, value in model.tensors(model.space.full).items():
+        wanted = base[name].float()
+        parts.append(((value - wanted) ** 2).mean() / wanted.pow(2).mean().clamp(min=1e-12))
+    return torch.stack(parts).mean()
+
+
+def fit(
+    morphable: Morphable,
+    data: Splits,
+    task: Task,
+    settings: FitSettings,
+    training: TrainSettings,
+    *,
+    preprocess: Preprocessing | None = None,
+    judged: tuple[float, ...] | None = None,
+    checkpoint_dir: Path | None = None,
+    resume: bool = True,
+    progress: Progress | None = None,
+    on_epoch: Callable[[Entry], None] | None = None,
+    device: str | None = None,
+) -> TrainResult:
+    """Fit the generator of `morphable` in place; it ends with the weights of the epoch best on validation.
+
+    Which epoch is best is judged by the mean of the task's metric over `judged` ratios (by default highest, middle and
+    lowest of the fitted range). A run that was stopped goes on from its checkpoint and ends as if it had not been.
+
+    Raises:
+        TrainingError: a loss that is not finite (with step and widths), or a checkpoint of another run.
+    """
+    if judged is None:
+        low, high = morphable.space.ratios
+        judged = tuple(dict.fromkeys((high, round((low + high) / 2, 4), low)))
+    objective = Fitting(task, settings, training.seed, judged)
+    chosen: dict[str, Any] = {"checkpoint_dir": checkpoint_dir, "resume": resume, "device": device}
+    return train(
+        morphable,
+        data,
+        task,
+        training,
+        preprocess=preprocess,
+        progress=progress,
+        on_epoch=on_epoch,
+        objective=objective,
+        views=settings.views,
+        **chosen,
+    )

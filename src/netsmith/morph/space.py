@@ -1,0 +1,162 @@
+"""The morph space: which width groups of a network vary, and between which widths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from netsmith.core.channels import WidthGroup, WidthGroups
+from netsmith.core.graph import Chain
+from netsmith.errors import MorphError, did_you_mean
+
+MODES = ("all", "last_block")
+"""Names that stand for many groups; anything else is the name of a block or of a group."""
+
+Range = tuple[float, float] | tuple[int, int]
+"""Lowest and highest width: ratios (floats) or channel counts (integers)."""
+
+
+@dataclass(frozen=True)
+class MorphSpace:
+    """Width groups that vary together or each by itself.
+
+    Attributes:
+        mode: what was asked for: "all", "last_block", or the names of blocks.
+        groups: the groups, in the order in which the network computes them.
+        low: lowest fitted width of each group, by name; `high` the highest.
+        high: see `low`.
+    """
+
+    mode: str
+    groups: tuple[WidthGroup, ...]
+    low: Mapping[str, int]
+    high: Mapping[str, int]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the groups."""
+        return tuple(g.name for g in self.groups)
+
+    @property
+    def full(self) -> dict[str, int]:
+        """The base network's widths."""
+        return {g.name: g.width for g in self.groups}
+
+    @property
+    def ratios(self) -> tuple[float, float]:
+        """Lowest and highest ratio that are fitted in every group."""
+        low = max(self.low[g.name] / g.width for g in self.groups)
+        return low, min(self.high[g.name] / g.width for g in self.groups)
+
+    def at(self, ratio: float) -> dict[str, int]:
+        """Widths at one ratio for all groups, rounded, at least 1. Raises MorphError unless it is positive."""
+        if not ratio > 0:
+            raise MorphError(f"a ratio must be above 0 (1 is the base network's width), not {ratio:g}")
+        return {g.name: max(1, round(ratio * g.width)) for g in self.groups}
+
+    def of(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """Full widths with those of some groups replaced.
+
+        Raises MorphError for a group that is not in the space (with the nearest names) or a width that is no positive
+        integer.
+        """
+        found = self.full
+        for name, width in widths.items():
+            if name not in found:
+                raise MorphError(f"no group of the morph space is called '{name}'. {did_you_mean(name, found)}")
+            if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+                raise MorphError(f"the width of '{name}' must be an integer of at least 1, not {width!r}")
+            found[name] = width
+        return found
+
+    def fitted(self, widths: Mapping[str, int]) -> bool:
+        """Whether every width lies in the fitted range."""
+        return all(self.low[name] <= width <= self.high[name] for name, width in widths.items())
+
+    def ratio(self, widths: Mapping[str, int]) -> float:
+        """Mean ratio over the groups."""
+        return sum(widths[g.name] / g.width for g in self.groups) / len(self.groups)
+
+
+def morph_space(
+    found: WidthGroups,
+    blocks: str | Sequence[str] = "all",
+    widths: Range = (0.25, 1.0),
+    *,
+    streams: bool = False,
+    chain: Chain | None = None,
+) -> MorphSpace:
+    """Choose the groups that vary and their ranges.
+
+    Args:
+        found: the network's proven groups.
+        blocks: "all" inner widths, "last_block" (the paper's choice: those of the last block that has any), or names of
+            blocks or groups.
+        widths: lowest and highest width, as ratios (floats, above 1 too) or as channel counts (integers).
+        streams: let residual streams vary too, where they were proven.
+        chain: the dissected network, by whose units "last_block" goes; without it the last group alone is taken.
+
+    Raises:
+        MorphError: a block that does not exist (with the nearest names), one without a provable group (with the
+            reasons), an empty range, or a width that is not positive.
+    """
+    usable = found.accepted if streams else found.inner
+    mode = blocks if isinstance(blocks, str) else ", ".join(blocks)
+    chosen = _chosen(found, usable, blocks, chain)
+    if not chosen:
+        raise MorphError(
+            "the network has no inner width that can vary; only residual streams were proven: allow them with streams"
+        )
+    low, high = widths
+    counts = isinstance(low, int) and isinstance(high, int) and not isinstance(low, bool)
+    if not counts and (low == 0 or high == 0 or low < 0 or high < 0):
+        raise MorphError(f"widths must be above 0, not {low:g} to {high:g}")
+    if counts and low < 1:
+        raise MorphError(f"a width must be at least 1 channel, not {low}")
+    if low > high:
+        raise MorphError(f"the range of widths is empty: its lowest, {low:g}, is above its highest, {high:g}")
+    lows = {g.name: int(low) if counts else max(1, round(low * g.width)) for g in chosen}
+    highs = {g.name: int(high) if counts else max(1, round(high * g.width)) for g in chosen}
+    return MorphSpace(mode, chosen, lows, highs)
+
+
+def _chosen(
+    found: WidthGroups, usable: Sequence[WidthGroup], blocks: str | Sequence[str], chain: Chain | None
+) -> tuple[WidthGroup, ...]:
+    if blocks == "all":
+        return tuple(usable)
+    if blocks == "last_block":
+        return _last_block(usable, chain)
+    wanted = [blocks] if isinstance(blocks, str) else list(blocks)
+    chosen: list[WidthGroup] = []
+    for name in wanted:
+        inside = [g for g in found.accepted if g.name == name or g.name.startswith(name + ".")]
+        if not inside:
+            refused = [r for r in found.refused if r.name == name or r.name.startswith(name + ".")]
+            if refused:
+                reasons = "; ".join(f"{r.name}: {r.reason}" for r in refused[:3])
+                raise MorphError(f"no width of the block '{name}' can vary. {reasons}")
+            raise MorphError(f"the network has no block '{name}'. {did_you_mean(name, _names(found, chain))}")
+        own = [g for g in inside if g in usable or g.name == name]
+        chosen += [g for g in own if g not in chosen]
+    return tuple(g for g in found.accepted if g in chosen)
+
+
+def _names(found: WidthGroups, chain: Chain | None) -> list[str]:
+    names = [u.name for u in chain.units] if chain is not None else []
+    for group in found.accepted:
+        parts = group.name.split(".")
+        names += [".".join(parts[:k]) for k in range(1, len(parts) + 1)]
+    return [*MODES, *dict.fromkeys(names)]
+
+
+def _last_block(usable: Sequence[WidthGroup], chain: Chain | None) -> tuple[WidthGroup, ...]:
+    if chain is None or not usable:
+        return tuple(usable[-1:])
+    tensors = {id(p): n for n, p in chain.model.named_parameters()}
+    for unit in reversed(chain.units):
+        inside = {tensors[id(p)] for p in unit.module.parameters() if id(p) in tensors}
+        own = tuple(g for g in usable if any(a.tensor in inside for a in g.axes))
+        if own:
+            return own
+    return tuple(usable[-1:])
