@@ -29,7 +29,7 @@ HEADER = "# netsmith: the resolved configuration of this run; it can be used as 
 
 M = TypeVar("M", bound=BaseModel)
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-_FILE_SOURCES = ("folder", "parquet")
+_FILE_SOURCES = ("folder", "masks", "parquet")
 
 
 class Section(BaseModel):
@@ -45,7 +45,7 @@ def _bare_source(value: Any) -> Any:
 class DataSection(Section):
     """The images; a bare text is the source."""
 
-    source: str = Field(description="digits, torchvision:NAME, folder:PATH, parquet:PATH or hf:NAME")
+    source: str = Field(description="digits, torchvision:NAME, folder:PATH, masks:PATH, parquet:PATH or hf:NAME")
     size: int | None = Field(default=None, ge=4, description="side in pixels that images are resized to")
     validation_fraction: Fraction = Field(default=0.1, description="of the training part, if there is no other")
     seed: int = Field(default=0, ge=0, description="of the split")
@@ -89,7 +89,7 @@ class SimilaritySection(Section):
     @field_validator("metric")
     @classmethod
     def _known(cls, value: str) -> str:
-        return _one_of(value, metric_names())
+        return one_of(value, metric_names())
 
 
 class PartitionSection(Section):
@@ -128,7 +128,7 @@ class StitchSection(Section):
     @field_validator("style")
     @classmethod
     def _known(cls, value: str) -> str:
-        return _one_of(value, STYLES)
+        return one_of(value, STYLES)
 
     @field_validator("ridge", mode="before")
     @classmethod
@@ -154,15 +154,16 @@ class ScoreSection(Section):
     @field_validator("name")
     @classmethod
     def _known(cls, value: str) -> str:
-        return _one_of(value, score_names())
+        return one_of(value, score_names())
 
     @field_validator("also")
     @classmethod
     def _all_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_one_of(v, score_names()) for v in value)
+        return tuple(one_of(v, score_names()) for v in value)
 
 
-def _one_of(value: str, allowed: Sequence[str]) -> str:
+def one_of(value: str, allowed: Sequence[str]) -> str:
+    """`value`, or a ValueError with what is allowed and the nearest name."""
     if value not in allowed:
         near = did_you_mean(value, allowed)
         hint = f" {near}" if near.startswith("Did you mean") else ""
@@ -252,7 +253,19 @@ class TrainConfig(Machine):
     network: ZooEntry
     pretrained: bool = Field(default=False, description="whether a library's weights are fetched to start from")
     data: DataSection
+    task: Literal["classification", "segmentation", "generation"] = Field(
+        default="classification", description="what the network is trained for"
+    )
     training: TrainSettings = Field(default=TrainSettings.model_validate({}))
+
+    @model_validator(mode="after")
+    def _labels_that_can_be_softened(self) -> TrainConfig:
+        training = self.training
+        if self.task != "classification" and (training.mixup or training.cutmix):
+            raise ValueError(f"training.mixup and training.cutmix mix labels of images: leave them 0 for {self.task}")
+        if self.task == "generation" and training.label_smoothing:
+            raise ValueError("training.label_smoothing means nothing for generation: leave it 0")
+        return self
 
 
 # --- reading and writing ----------------------------------------------------------------------------------------------

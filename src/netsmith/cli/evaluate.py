@@ -1,4 +1,4 @@
-"""Accuracy, params, MACs and speed of one network.
+"""Accuracy (or the metrics of another task), params, MACs and speed of one network.
 
 SOURCE is an artifact folder, or a source as in `netsmith dissect --help`. The network is measured as a whole: stem,
 blocks, adapters and head. The test split is for the end: to choose between networks, use --split validation.
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from netsmith.core.data import ImageSet
     from netsmith.core.zoo import Network
 
+TASKS = ("classification", "segmentation", "generation")
 SUMMARY = "accuracy, params, MACs and latency of a network"
 EXAMPLES = (
     ("netsmith evaluate runs/demo/artifact --data digits", "on the test split"),
@@ -30,6 +31,7 @@ EXAMPLES = (
         "of a file of weights",
     ),
     ("netsmith evaluate timm:resnet18 --data folder:imagenet --batch 1 --json", "latency at batch 1"),
+    ("netsmith evaluate runs/unet/artifact --data masks:scans --size 256", "a segmentation network: mIoU and F1"),
 )
 
 
@@ -37,8 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the network, the data and the batch."""
     parser.add_argument("source", metavar="ARTIFACT_OR_SOURCE", help="the network")
     parser.add_argument(
-        "--data", required=True, metavar="DATA", help="digits, torchvision:NAME, folder:PATH, parquet:PATH"
+        "--data", required=True, metavar="DATA", help="digits, torchvision:NAME, folder:PATH, masks:PATH, parquet:PATH"
     )
+    parser.add_argument("--size", type=positive, metavar="N", help="side in pixels to which images are resized")
+    parser.add_argument("--task", choices=TASKS, help="what it is for (default: what it says of itself)")
     parser.add_argument(
         "--split", choices=("test", "validation"), default="test", help="images to measure on (default: test)"
     )
@@ -56,11 +60,12 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     from netsmith.core.data import open_data
     from netsmith.core.profile import format_count
 
-    from .networks import device_of, load_network
+    from .networks import device_of, format_metric, load_network
 
-    splits = open_data(arguments.data, seed=arguments.seed or 0)
+    splits = open_data(arguments.data, seed=arguments.seed or 0, size=arguments.size)
     images = splits.test if arguments.split == "test" else splits.validation
     network = load_network(arguments.source, arguments, example_shape=images.shape)
+    network.task = arguments.task or network.task
     with session.console.progress() as bars:
         facts: dict[str, Any] = {
             "kind": "evaluation",
@@ -78,7 +83,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     session.console.table(
         ["", ">"],
         [
-            ["accuracy", f"{100 * facts['accuracy']:.2f}%"],
+            *([name, format_metric(name, value)] for name, value in facts["metrics"].items()),
             ["images", f"{facts['images']} ({arguments.split} of {arguments.data})"],
             ["params", format_count(facts["params"])],
             ["MACs", format_count(facts["macs"])],
@@ -97,23 +102,27 @@ def measure(
     device: torch.device,
     step: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Accuracy on `images` and the cost of the whole network; latency in ms for one batch of `batch` on `device`."""
+    """Metrics on `images` and the cost of the whole network; latency in ms for one batch of `batch` on `device`."""
     from netsmith.core.engine import evaluate
     from netsmith.core.profile import count_macs, count_params, measure_latency
-    from netsmith.core.tasks import Classification
+    from netsmith.core.tasks import make_task
 
     from .networks import example_input
 
-    if network.num_classes != len(images.classes):
+    if network.task != "generation" and network.num_classes != len(images.classes):
         raise DataError(
             f"'{network.name}' tells {network.num_classes} classes apart, and the data has {len(images.classes)}: "
             "its accuracy there means nothing. Give the data that it was trained on."
         )
     model = network.model.to(device)
-    metrics = evaluate(model, images, Classification(network.num_classes), preprocess=network.preprocess)
+    task = make_task(network.task, network.num_classes, shape=images.shape)
+    metrics = evaluate(model, images, task, preprocess=network.preprocess)
     noise = example_input(network)[:1].expand(batch, -1, -1, -1).contiguous().to(device)
     return {
-        "accuracy": metrics["accuracy"],
+        "task": task.name,
+        "primary": task.primary,
+        "metrics": metrics,
+        "accuracy": metrics.get("accuracy"),
         "images": len(images),
         "params": count_params(model),
         "macs": count_macs(model, network.preprocess.input_size),

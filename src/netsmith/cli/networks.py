@@ -26,6 +26,11 @@ def load_network(
     return network
 
 
+def format_metric(name: str, value: float) -> str:
+    """Shares in per cent, everything else as it is."""
+    return f"{100 * value:.2f}%" if name in {"accuracy", "miou", "f1"} else f"{value:.4f}"
+
+
 def example_input(network: Network) -> torch.Tensor:
     """Two images of noise of the network's own size, the same every time: (2, c, h, w)."""
     generator = torch.Generator().manual_seed(0)

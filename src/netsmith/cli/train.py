@@ -76,6 +76,7 @@ def train_network(config: TrainConfig, folder: Path, *, progress: Progress | Non
         splits,
         settings,
         folder,
+        task=config.task,
         pretrained=config.pretrained,
         seed=config.seed,
         config=config.model_dump(mode="json"),
@@ -88,17 +89,20 @@ def show(summaries: list[dict[str, Any]], session: Session) -> None:
     """What came out of one training or of several, as a table."""
     from netsmith.core.profile import format_count
 
+    from .networks import format_metric
+
+    primary = summaries[0]["primary"]
     rows = [
         [
             s["name"],
             format_count(s["params"]),
             format_count(s["macs"]),
-            f"{100 * s['accuracy']['validation']:.2f}%",
-            f"{100 * s['accuracy']['test']:.2f}%",
+            *(format_metric(primary, s["metrics"][part][primary]) for part in ("validation", "test")),
             f"{s['best_epoch']} of {s['epochs']}",
             f"{s['seconds']['training']:.1f} s",
         ]
         for s in summaries
     ]
-    columns = ["network", ">params", ">MACs", ">validation", ">test", ">best epoch", ">time"]
+    metric = "" if primary == "accuracy" else f" {primary}"
+    columns = ["network", ">params", ">MACs", f">validation{metric}", f">test{metric}", ">best epoch", ">time"]
     session.console.table(columns, rows)

@@ -20,7 +20,7 @@ from netsmith.core.engine import Progress, TrainSettings, evaluate, train
 from netsmith.core.network import Network, load_source
 from netsmith.core.profile import count_macs, count_params
 from netsmith.core.sources import parse_source
-from netsmith.core.tasks import Classification
+from netsmith.core.tasks import make_task
 from netsmith.core.trained import check_trainable, save_network
 from netsmith.core.zoo import ZooEntry
 from netsmith.errors import DataError
@@ -35,6 +35,7 @@ def train_entry(
     settings: TrainSettings,
     folder: Path,
     *,
+    task: str = "classification",
     pretrained: bool = False,
     seed: int = 0,
     config: Mapping[str, Any] | None = None,
@@ -51,6 +52,7 @@ def train_entry(
         splits: the data.
         settings: of the training.
         folder: where results go; it exists.
+        task: one of `tasks.TASKS`: what the network is trained for.
         pretrained: whether to start from the library's weights (timm's get a new head where the classes differ).
         seed: of random weights; that of the training is in `settings`.
         config: the resolved configuration, kept in the artifact.
@@ -64,22 +66,23 @@ def train_entry(
         SourceError, WeightsError, DataError, TrainingError, OutputError: see the functions used.
     """
     check_trainable(entry.source)
-    network = _start(entry, splits, pretrained=pretrained, seed=seed)
-    _check_fits(network, splits)
-    task = Classification(network.num_classes)
+    network = _start(entry, splits, task, pretrained=pretrained, seed=seed)
+    _check_fits(network, splits, task)
+    network.task = task
+    aim = make_task(task, network.num_classes, shape=splits.shape)
     key = digest("train", splits.fingerprint, network.provenance.sha256, network.preprocess.to_json(), settings)
     result = train(
         network.model,
         splits,
-        task,
+        aim,
         settings,
         preprocess=network.preprocess,
         checkpoint_dir=folder / "checkpoints" / key[:16],
         progress=progress,
         device=device,
     )
-    accuracy = {
-        part: evaluate(network.model, images, task, preprocess=network.preprocess, device=device)["accuracy"]
+    metrics = {
+        part: evaluate(network.model, images, aim, preprocess=network.preprocess, device=device)
         for part, images in (("validation", splits.validation), ("test", splits.test))
     }
     network.model.eval()
@@ -94,7 +97,10 @@ def train_entry(
         "source": entry.source,
         "data": splits.name,
         **counts,
-        "accuracy": accuracy,
+        "task": task,
+        "primary": aim.primary,
+        "metrics": metrics,
+        "accuracy": {part: found.get("accuracy") for part, found in metrics.items()},
         "epochs": settings.epochs,
         "best_epoch": result.best_epoch,
         "seconds": {"training": result.seconds},
@@ -103,8 +109,9 @@ def train_entry(
     }
     if int(os.environ.get("RANK", "0")):  # under torchrun the first process writes
         return summary
-    metrics = {"data": splits.name, **{f"accuracy_{part}": value for part, value in accuracy.items()}}
-    save_network(folder / "artifact", network, counts=counts, metrics=metrics, config=config or {}, overwrite=True)
+    named = {f"{name}_{part}": value for part, found in metrics.items() for name, value in found.items()}
+    about = {"data": splits.name, **{name: value for name, value in named.items() if not name.startswith("loss_")}}
+    save_network(folder / "artifact", network, counts=counts, metrics=about, config=config or {}, overwrite=True)
     write_json(folder / "summary.json", summary)
     return summary
 
@@ -127,22 +134,26 @@ def _moments(images: Float[Tensor, "b c h w"]) -> tuple[int, Float[Tensor, " c"]
     return count, exact.sum(dim=(0, 2, 3)), exact.square().sum(dim=(0, 2, 3))
 
 
-def _start(entry: ZooEntry, splits: Splits, *, pretrained: bool, seed: int) -> Network:
+def _start(entry: ZooEntry, splits: Splits, task: str, *, pretrained: bool, seed: int) -> Network:
     """The network to begin with, fitted to the data's classes and, from random weights, to its images."""
     parsed = parse_source(entry.source)
     weights = pretrained or parsed.weights is not None or parsed.scheme == "artifact"
     classes = len(splits.classes)
     options, wanted = dict(entry.options), entry.num_classes
+    # pretrained or not, the head of a segmentation network is new, and it takes images of any size
+    new_head = parsed.scheme == "smp" and parsed.weights is None
     if parsed.scheme == "timm" and pretrained:
         options.setdefault("num_classes", classes)  # timm puts a new head on the weights
-    elif parsed.scheme == "netsmith" or (parsed.scheme in ("timm", "torchvision") and not pretrained):
+    elif task == "generation":
+        pass
+    elif new_head or parsed.scheme == "netsmith" or (parsed.scheme in ("timm", "torchvision") and not pretrained):
         wanted = wanted or classes
     network = load_source(
         entry.source,
         name=entry.name,
         pretrained=pretrained,
         num_classes=wanted,
-        input_size=entry.input_size if entry.input_size is not None or weights else splits.shape,
+        input_size=entry.input_size if entry.input_size is not None or (weights and not new_head) else splits.shape,
         mean=entry.mean,
         std=entry.std,
         seed=seed,
@@ -156,8 +167,8 @@ def _start(entry: ZooEntry, splits: Splits, *, pretrained: bool, seed: int) -> N
     return network
 
 
-def _check_fits(network: Network, splits: Splits) -> None:
-    if network.num_classes != len(splits.classes):
+def _check_fits(network: Network, splits: Splits, task: str) -> None:
+    if task != "generation" and network.num_classes != len(splits.classes):
         raise DataError(
             f"'{network.name}' tells {network.num_classes} classes apart and '{splits.name}' has "
             f"{len(splits.classes)}. Give data of the same classes, or a source that can be built for them "

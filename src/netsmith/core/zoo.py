@@ -58,7 +58,9 @@ class ZooEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: str = Field(description="timm:NAME, torchvision:NAME, netsmith:NAME, py:PATH.py:FUNCTION or a folder")
+    source: str = Field(
+        description="timm:NAME, torchvision:NAME, netsmith:NAME, smp:ARCH/ENCODER, py:PATH.py:FUNCTION or a folder"
+    )
     name: str | None = Field(default=None, description="what to call it; default: the architecture's name")
     num_classes: int | None = Field(default=None, ge=1, description="classes of its head")
     input_size: tuple[int, int, int] | None = Field(default=None, description="channels, height, width")
