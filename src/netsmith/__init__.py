@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from netsmith.core.graph import Chain, Cut, Layout, Unit, dissect
     from netsmith.core.network import Network, Preprocess, load_source
     from netsmith.core.profile import Bound, Budget, count_macs, count_params, measure_latency, memory_bytes
-    from netsmith.core.tasks import Classification
+    from netsmith.core.tasks import Classification, Generation, Segmentation, make_task
     from netsmith.core.zoo import ZooEntry, load_zoo, load_zoo_file
     from netsmith.errors import NetsmithError
     from netsmith.reassembly.blocks import Block
@@ -39,7 +39,7 @@ _HOME = {
     "core.graph": ("Chain", "Cut", "Layout", "Unit", "dissect"),
     "core.network": ("Network", "Preprocess", "load_source"),
     "core.profile": ("Bound", "Budget", "count_macs", "count_params", "measure_latency", "memory_bytes"),
-    "core.tasks": ("Classification",),
+    "core.tasks": ("Classification", "Generation", "Segmentation", "make_task"),
     "core.zoo": ("ZooEntry", "load_zoo", "load_zoo_file"),
     "errors": ("NetsmithError",),
     "reassembly.blocks": ("Block",),
@@ -64,6 +64,7 @@ __all__ = [
     "Choice",
     "Classification",
     "Cut",
+    "Generation",
     "Layout",
     "NetsmithError",
     "Network",
@@ -75,6 +76,7 @@ __all__ = [
     "Representations",
     "ScoreContext",
     "SearchResult",
+    "Segmentation",
     "SimilarityTable",
     "Splits",
     "TrainSettings",
@@ -93,6 +95,7 @@ __all__ = [
     "load_source",
     "load_zoo",
     "load_zoo_file",
+    "make_task",
     "measure_latency",
     "memory_bytes",
     "open_data",

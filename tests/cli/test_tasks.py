@@ -56,6 +56,7 @@ def test_resnet20_on_a_folder_of_pictures(tmp_path):
     assert load_train_config(tmp_path / "out" / "config.yaml").data.source == f"folder:{tmp_path}/pictures"
 
 
+@pytest.mark.slow
 def test_unet_on_shapes(tmp_path, capsys):
     write_masks(tmp_path / "shapes", {"train": 8, "val": 2, "test": 2})
     data = f"masks:{tmp_path}/shapes"
