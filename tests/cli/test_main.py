@@ -17,7 +17,19 @@ COMMANDS = [[name] for name in NAMES] + [["zoo", "list"], ["zoo", "check"], ["pr
 
 
 def test_the_verbs_are_those_of_this_release():
-    assert NAMES == ["demo", "reassemble", "train", "evaluate", "dissect", "compare", "zoo", "presets", "report"]
+    assert NAMES == [
+        "demo",
+        "reassemble",
+        "morph",
+        "sample",
+        "train",
+        "evaluate",
+        "dissect",
+        "compare",
+        "zoo",
+        "presets",
+        "report",
+    ]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -58,7 +70,7 @@ def test_version(capsys):
     ("words", "message"),
     [
         (["disect"], "unknown verb 'disect'. Did you mean 'dissect'?\nSee `netsmith --help`."),
-        (["morph"], "unknown verb 'morph'."),
+        (["morhp"], "Did you mean 'morph'?"),
         (["presets", "copi"], "unknown action 'copi'. Did you mean 'copy'?\nSee `netsmith presets --help`."),
         (["zoo"], "the following arguments are required: ACTION\nSee `netsmith zoo --help`."),
         (["dissect"], "the following arguments are required: SOURCE\nSee `netsmith dissect --help`."),

@@ -34,7 +34,7 @@ class FitSettings(BaseModel):
         None,
         min_length=1,
         description="widths drawn in turn: full, low (end of the range), random (one ratio), mixed (a ratio for each "
-        "group), coarse (the grid's coarse set alone, near the low end); by default what suits the generator",
+        "group), coarse (the grid's coarse set alone, at the low end); by default what suits the generator",
     )
     per_step: int = Field(1, ge=1, description="how many of them make one step")
     distillation: float = Field(0.5, ge=0, le=1, description="share of the base network's outputs in the loss")
@@ -172,7 +172,7 @@ def _drawn(model: Morphable, kind: str, rng: torch.Generator) -> dict[str, int]:
     space = model.space
     if kind == "full":
         return space.full
-    if kind == "low":
+    if kind in ("low", "coarse"):  # the coarse set is read below the low end: fitted as near to that as the range goes
         return dict(space.low)
 
     def between(way: float, name: str) -> int:
@@ -182,8 +182,6 @@ def _drawn(model: Morphable, kind: str, rng: torch.Generator) -> dict[str, int]:
     if kind == "mixed":
         return {g.name: between(float(torch.rand((), generator=rng)), g.name) for g in space.groups}
     way = float(torch.rand((), generator=rng))
-    if kind == "coarse":  # near the low end, below which the coarse set is read
-        return {g.name: min(space.high[g.name], round(space.low[g.name] * (1 + way / 2))) for g in space.groups}
     return {g.name: between(way, g.name) for g in space.groups}
 
 

@@ -19,6 +19,9 @@ from netsmith.core.channels import Axis, WidthGroup
 from netsmith.errors import MorphError, did_you_mean
 from netsmith.morph.coordinates import Slot, along, cells, first, padded, slots
 
+_FADED = 0.75
+"""Ratio from which down the shared weights of a grid count in full."""
+
 GENERATORS: dict[str, type[Generator]] = {}
 """Kinds of generators by name."""
 
@@ -145,9 +148,10 @@ class Grid(Generator):
     """Keyframes: sets of weights at a few ratios, each of its own size, and interpolated in the ratio between them.
 
     The keyframe at ratio 1 is the base network itself and is not changed: at full width, at any time, this *is* the
-    base network, to the last digit. A keyframe below holds what is added to the first channels of the base (channels
-    in order of importance; a width `n` reads the first `n`), so that at step 0 this is `nested`, and after it a width
-    need not pay for the others. The weight of a keyframe is piecewise linear in the logarithm of the ratio.
+    base network, to the last digit. Below it, weights of the base's size that all widths share are added, fading in
+    from ratio 1 to 3/4; and a keyframe adds to its first channels (channels in order of importance; a width `n` reads
+    the first `n`), with a weight that is piecewise linear in the logarithm of the ratio. So at step 0 this is `nested`,
+    and after it neither the full width nor a width at a keyframe need pay for the others.
 
     With `coarse` there is one more set of weights: a smooth function of the relative position, given on a grid of
     `coarse` times the base's channels, which any width reads by interpolation at its own cell centres `(j + 1/2) / n`,
@@ -183,6 +187,7 @@ class Grid(Generator):
             nn.ParameterDict({key(s.name): nn.Parameter(torch.zeros(self._size(s, r))) for s in self.slots})
             for r in ratios[1:]
         )
+        self.shared = nn.ParameterDict({key(s.name): nn.Parameter(torch.zeros(s.shape)) for s in self.slots})
         self.smooth = nn.ParameterDict()
         if coarse is not None:
             small = self._widths(coarse)
@@ -229,8 +234,13 @@ class Grid(Generator):
 
     def _tensor(self, slot: Slot, widths: Mapping[str, int]) -> Tensor:
         anchor: Tensor = self.get_buffer("anchor/" + key(slot.name))
-        weights = hats(self.ratio(slot, widths), self.keyframes)
+        ratio = self.ratio(slot, widths)
+        weights = hats(ratio, self.keyframes)
+        fade = min(1.0, max(0.0, (1.0 - ratio) / (1.0 - _FADED)))
         read = first(slot, anchor, self.base, self.base, widths)
+        if fade:
+            shared = self.shared.get_parameter(key(slot.name))
+            read = read + fade * first(slot, shared, self.base, self.base, widths)
         for k, values in enumerate(self.deltas, start=1):
             if weights[k]:
                 delta = values.get_parameter(key(slot.name))

@@ -3,51 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from netsmith.core.channels import WidthGroup, entries
-from netsmith.core.tasks import Task
+from netsmith.core.channels import Axis, WidthGroup
 
 
+@torch.no_grad()
 def channel_importance(
-    model: nn.Module, groups: Sequence[WidthGroup], batches: Iterable[tuple[Tensor, Tensor]], task: Task
+    model: nn.Module, groups: Sequence[WidthGroup], batches: Iterable[Tensor]
 ) -> dict[str, Float[Tensor, " width"]]:
-    """How much the loss depends on each channel: the mean square of its gate's gradient over the batches.
+    """How much each channel gives to the layers that read it: the norm of its weights there times its own root mean
+    square over the batches; squared, summed over readers, and the root.
 
-    The gradient by a factor on a channel's output is the sum of weight times gradient over the weights that read it
-    (Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018, equation 9, with batches in
-    place of images). The model is left as it was, without gradients.
+    It is the size of what such a layer's output loses with the channel, were channels uncorrelated. On CIFAR ResNets it
+    ranks better than norms of weights alone, and than the gradient of the loss by gates (Fisher pruning), whose parts
+    from different images and places cancel.
 
     Args:
-        model: the network, in the mode in which it is judged.
+        model: the network, in the mode in which it is judged; it is not changed.
         groups: the groups to rank.
-        batches: preprocessed images and targets.
-        task: whose loss counts.
+        batches: preprocessed images.
     """
-    readers = {g.name: replace(g, axes=tuple(a for a in g.axes if a.fan_in) or g.axes) for g in groups}
-    sums = {g.name: torch.zeros(g.width) for g in groups}
-    required = [(p, p.requires_grad) for p in model.parameters()]
+    reading = {a.tensor.rpartition(".")[0] for g in groups for a in g.axes if a.fan_in}
+    squares: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(_accumulator(name, squares, counts)) for name in reading
+    ]
     try:
-        model.requires_grad_(True)
-        for images, targets in batches:
-            model.zero_grad(set_to_none=True)
-            task.loss(model(images), targets).backward()
-            products = {
-                name: torch.zeros_like(p) if p.grad is None else p.detach() * p.grad
-                for name, p in model.named_parameters()
-            }
-            products |= {name: torch.zeros_like(b) for name, b in model.named_buffers()}
-            for name, group in readers.items():
-                sums[name] += entries(products, group).sum(dim=1).float().cpu() ** 2
+        for images in batches:
+            model(images)
     finally:
-        for parameter, flag in required:
-            parameter.requires_grad_(flag)
-            parameter.grad = None
-    return sums
+        for handle in handles:
+            handle.remove()
+    tensors = model.state_dict()
+    found = {}
+    for group in groups:
+        total = torch.zeros(group.width, dtype=torch.float64)
+        for axis in group.axes:
+            name, _, last = axis.tensor.rpartition(".")
+            if axis.fan_in and last == "weight":
+                weight = tensors[axis.tensor].double()
+                size = weight.movedim(axis.dim, 0).flatten(1).square().sum(dim=1)
+                if name in squares and len(squares[name]) == len(size):
+                    size = size * (squares[name] / counts[name])
+                total += _by_channel(size, axis, group.width)
+        found[group.name] = total.sqrt().float()
+    return found
+
+
+def _accumulator(name: str, squares: dict[str, Tensor], counts: dict[str, int]):
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].detach()
+        dim = 1 if x.ndim > 2 and not isinstance(module, nn.Linear) else x.ndim - 1
+        sums = x.movedim(dim, 0).flatten(1).double().square().sum(dim=1).cpu()
+        squares[name] = squares[name] + sums if name in squares else sums
+        counts[name] = counts.get(name, 0) + x.numel() // x.shape[dim]
+
+    return hook
+
+
+def _by_channel(values: Tensor, axis: Axis, width: int) -> Tensor:
+    """Sums over the entries of each channel along an axis."""
+    return values.narrow(0, axis.start, axis.span(width)).view(axis.tiles, width, axis.repeat).sum(dim=(0, 2))
 
 
 def by_importance(scores: Float[Tensor, " width"]) -> tuple[int, ...]:

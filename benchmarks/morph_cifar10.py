@@ -1,0 +1,194 @@
+"""CIFAR-10 at any width: the generators beside each other, in two morph spaces.
+
+    python benchmarks/morph_cifar10.py --json benchmarks/results/morph_cifar10.json
+        --data parquet:PATH --base netsmith:cifar_resnet20#FILE --work DIR [--only last_block-grid-0 ...]
+
+One piece is one fit: `SPACE-KIND-SEED`. Each is written to the work folder when it is done, and fits go on where they
+were interrupted, so that pieces may run in parallel or on another day; the table is made of those that are there.
+Everything is selected on the validation part; each piece reads the test part once, at its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import describe, write
+
+from netsmith.core.data import open_data
+from netsmith.core.network import load_source
+from netsmith.core.settings import TrainSettings
+from netsmith.morph.fit import FitSettings
+from netsmith.morph.pipeline import morph
+from netsmith.morph.saving import artifact_bytes, base_bytes, save_morphed
+
+RATIOS = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
+COMMON = {
+    "lr": 0.02, "weight_decay": 1e-4, "augment": True, "precision": "bf16", "channels_last": True,
+    "warmup_epochs": 0.5,
+}  # fmt: skip
+SPACES: dict[str, dict[str, Any]] = {
+    # the paper's: the two convolutions of the last block; fitted from half the width, read below it too
+    "last_block": {
+        "widths": (0.5, 1.0),
+        "training": {**COMMON, "epochs": 14, "batch_size": 256, "clip_grad": 5.0, "ema": 0.998},
+        "fitting": {"views": 4, "per_step": 2},
+        "draws": {
+            "grid": ("low", "coarse", "random", "coarse"),
+            "nested": ("full", "random", "low", "random"),
+            "inr": ("full", "random", "low", "random"),
+        },
+    },
+    "all": {
+        "widths": (0.25, 1.0),
+        "training": {**COMMON, "epochs": 16, "batch_size": 128, "clip_grad": 2.0, "ema": 0.995},
+        "fitting": {"views": 8, "per_step": 1},
+        "draws": {
+            "grid": ("low", "random", "random", "low", "random", "random", "coarse", "random"),
+            "nested": ("full", "random", "low", "random", "random"),
+            "inr": ("full", "random", "low", "random", "random"),
+        },
+    },
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "grid": {},
+    "nested": {},
+    # the paper's configuration, started from a regression on the base's weights
+    "inr": {"layers": 5, "hidden": 256, "frequencies": 16, "warm_start": 1000},
+}
+INR_TRAINING = {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.0, "clip_grad": 1.0}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--data", default="torchvision:CIFAR10")
+    parser.add_argument("--base", required=True, help="source of the base network, with its weights")
+    parser.add_argument("--work", type=Path, required=True, help="folder of pieces and checkpoints")
+    parser.add_argument("--only", nargs="*", help="pieces to run now, such as all-grid-0; none: only make the table")
+    parser.add_argument("--epochs", type=int, help="instead of the space's own")
+    parser.add_argument("--threads", type=int)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    pieces = [f"{s}-{k}-{seed}" for s in SPACES for k in KINDS for seed in range(3)]
+    for name in pieces if arguments.only is None else arguments.only:
+        if not (arguments.work / f"{name}.json").exists():
+            run(name, arguments)
+    table(arguments)
+
+
+def run(name: str, arguments: argparse.Namespace) -> None:
+    space_name, kind, seed = name.rsplit("-", 2)
+    space = SPACES[space_name]
+    changed = dict(INR_TRAINING) if kind == "inr" else {}
+    if arguments.epochs:
+        changed["epochs"] = arguments.epochs
+    training = TrainSettings(**{**space["training"], **changed, "seed": int(seed)})
+    fitting = FitSettings(**space["fitting"], draws=space["draws"][kind])
+    network = load_source(arguments.base, name="resnet20")
+    began = time.perf_counter()
+
+    def told(entry: dict[str, Any]) -> None:
+        shown = {k: round(v, 4) for k, v in entry.items() if "@" in k or k in ("epoch", "loss")}
+        print(name, f"{time.perf_counter() - began:.0f}s", shown, flush=True)
+
+    result = morph(
+        network,
+        open_data(arguments.data),
+        blocks=space_name,
+        widths=space["widths"],
+        generator=kind,
+        settings=KINDS[kind],
+        fitting=fitting,
+        training=training,
+        ratios=RATIOS,
+        seed=int(seed),
+        checkpoints=arguments.work / f"{name}-checkpoints",
+        on_epoch=told,
+    )
+    folder = save_morphed(result, arguments.work / f"{name}-artifact", overwrite=True)
+    piece = {
+        "space": space_name,
+        "kind": kind,
+        "seed": int(seed),
+        "settings": result.model.morphable.generator.settings(),
+        "epochs": training.epochs,
+        "steps": training.epochs * (50_000 // training.batch_size),
+        "threads": torch.get_num_threads(),
+        "base": {part: m["accuracy"] for part, m in result.base.items()},
+        "floor": {part: m["accuracy"] for part, m in result.floor.items()},
+        "bytes_over_base": artifact_bytes(folder) / base_bytes(network),
+        "seconds": result.seconds,
+        "points": [
+            {
+                "ratio": p.ratio,
+                "params": p.params,
+                "macs": p.macs,
+                "fitted": p.fitted,
+                **{part: m["accuracy"] for part, m in p.metrics.items()},
+            }
+            for p in result.points
+        ],
+        "machine": describe(),
+    }
+    (arguments.work / f"{name}.json").write_text(json.dumps(piece, indent=1))
+    print(name, {p["ratio"]: round(100 * p["test"], 2) for p in piece["points"]}, flush=True)
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """One row a space and kind: mean and deviation over seeds of test accuracy at each ratio."""
+    found = [json.loads(p.read_text()) for p in sorted(arguments.work.glob("*-*-?.json"))]
+    rows = []
+    for space in SPACES:
+        for kind in KINDS:
+            pieces = [p for p in found if p["space"] == space and p["kind"] == kind]
+            if not pieces:
+                continue
+            row: dict[str, Any] = {
+                "space": space,
+                "kind": kind,
+                "seeds": len(pieces),
+                "steps": pieces[0]["steps"],
+                "bytes_over_base": pieces[0]["bytes_over_base"],
+                "fit_seconds": statistics.mean(p["seconds"]["fit"] for p in pieces),
+                "base": pieces[0]["base"]["test"],
+                "floor": pieces[0]["floor"]["test"],
+            }
+            for k, ratio in enumerate(RATIOS):
+                values = [p["points"][k]["test"] for p in pieces]
+                row[f"{ratio:g}"] = statistics.mean(values)
+                row[f"{ratio:g} spread"] = statistics.stdev(values) if len(values) > 1 else None
+            rows.append(row)
+    default = {r["space"]: r for r in rows if r["kind"] == "grid"}
+    nested = {r["space"]: r for r in rows if r["kind"] == "nested"}
+    both = [s for s in SPACES if s in default and s in nested]
+    ratio = min((default[s][f"{r:g}"] / nested[s][f"{r:g}"] for s in both for r in RATIOS), default=None)
+    write(arguments.json, {"rows": rows, "ratio": ratio, "peer": "nested (slimmable), the same loop and steps"})
+    print("\n".join(lines(rows)))
+    arguments.json.with_suffix(".md").write_text("\n".join(["# CIFAR-10 at any width", "", *lines(rows), ""]))
+
+
+def lines(rows: list[dict[str, Any]]) -> list[str]:
+    head = "| space | kind | seeds | steps | fit | bytes / base | " + " | ".join(f"{r:g}" for r in RATIOS) + " |"
+    out = [head, "|---" * (6 + len(RATIOS)) + "|"]
+    for row in rows:
+        cells = [
+            f"{100 * row[f'{r:g}']:.2f}"
+            + ("" if row[f"{r:g} spread"] is None else f" ± {100 * row[f'{r:g} spread']:.2f}")
+            for r in RATIOS
+        ]
+        fit = f"{row['fit_seconds'] / 60:.0f} min"
+        about = [row["space"], row["kind"], str(row["seeds"]), str(row["steps"]), fit, f"{row['bytes_over_base']:.2f}"]
+        out.append("| " + " | ".join([*about, *cells]) + " |")
+    return out
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""YAML to models, every fault of a file at once with its line, overrides, and back to YAML."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from netsmith.config.sections import anchored
+from netsmith.core.document import read_file, validate
+from netsmith.core.overrides import override
+from netsmith.core.sources import parse_source
+from netsmith.core.yaml_text import Document, read_yaml, write_yaml
+from netsmith.errors import ConfigError, NetsmithError
+
+HEADER = "# netsmith: the resolved configuration of this run; it can be used as a config file as it is\n"
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def load_config(source: Path | str | Mapping[str, Any], model: type[M], overrides: Sequence[str] = ()) -> M:
+    """Read a config.
+
+    Args:
+        source: the path of a YAML file, YAML text (anything with a line break or a colon and a space), or a mapping.
+            Relative paths in a file start from its folder, those in texts, mappings and overrides from the working one.
+        model: `ReassembleConfig`, `TrainConfig` or another pydantic model.
+        overrides: `key.subkey=value` each, the value in YAML; later ones win.
+
+    Raises:
+        ConfigError: all faults at once, each with line, dotted key, what was expected and what came.
+    """
+    base = Path.cwd()
+    if isinstance(source, Mapping):
+        document, where = Document(copy.deepcopy(dict(source))), "the configuration"
+    elif isinstance(source, str) and ("\n" in source or ": " in source):
+        document, where = read_yaml(source), "the configuration"
+    else:
+        path = Path(source).expanduser()
+        document, where, base = read_yaml(read_file(path)), str(path), path.resolve().parent
+    override(document, overrides, _from_here)
+    return validate(document, model, where, context={"base": base})
+
+
+def dump_config(config: BaseModel) -> str:
+    """YAML that `load_config` reads back as an equal config."""
+    return HEADER + write_yaml(config)
+
+
+to_yaml = dump_config
+
+
+def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of a raw config with `key.subkey=value` texts applied; values are YAML, numbers in keys index lists.
+
+    A value that is in the way of a deeper key gives way to a section, a missing section is made. A bare text for a
+    section that has a `source` (`data=digits`) changes that source and keeps the rest.
+
+    Raises:
+        ConfigError: an override is malformed, or indexes a list beyond its end.
+    """
+    document = Document(copy.deepcopy(dict(raw)))
+    override(document, overrides, _from_here)
+    if document.faults:
+        lines = [str(f) for f in document.faults]
+        raise ConfigError("\n".join(lines), lines)
+    return document.value
+
+
+def _from_here(keys: Sequence[str], value: Any) -> Any:
+    """Relative paths given on the command line start from the working folder, whatever file they go into."""
+    here = Path.cwd()
+    if not isinstance(value, str):
+        return value
+    if list(keys) == ["zoo"]:
+        return str(here / Path(value).expanduser())
+    if keys[0] == "data" and keys[-1] in {"data", "source"}:
+        return anchored(value, here)
+    if keys[0] in {"zoo", "network"}:
+        try:
+            return str(parse_source(value, here))
+        except NetsmithError:
+            return value  # no source, or a wrong one: checked where it arrives
+    return value

@@ -1,0 +1,85 @@
+"""Sections that several configs have: the base of all, data, randomness and the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from netsmith.core.data import DATA_SOURCES
+from netsmith.errors import did_you_mean
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+FILE_SOURCES = ("folder", "masks", "parquet")
+
+
+class Section(BaseModel):
+    """A part of a config: no key that is not known, and nothing changes once it is read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def bare_source(value: Any) -> Any:
+    """A bare text as the section whose source it is."""
+    return {"source": value} if isinstance(value, str) else value
+
+
+class DataSection(Section):
+    """The images; a bare text is the source."""
+
+    source: str = Field(description="digits, torchvision:NAME, folder:PATH, masks:PATH, parquet:PATH or hf:NAME")
+    size: int | None = Field(default=None, ge=4, description="side in pixels that images are resized to")
+    validation_fraction: Fraction = Field(default=0.1, description="of the training part, if there is no other")
+    seed: int = Field(default=0, ge=0, description="of the split")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        return bare_source(value)
+
+    @field_validator("source")
+    @classmethod
+    def _known(cls, value: str, info: Any) -> str:
+        kind = value.partition(":")[0]
+        if kind not in DATA_SOURCES:
+            raise ValueError(f"unknown data source '{value}'. {did_you_mean(kind, DATA_SOURCES)}")
+        base = (info.context or {}).get("base")
+        return value if base is None else anchored(value, base)
+
+
+def anchored(source: str, base: Path) -> str:
+    """A data source whose relative path, if it has one, starts from `base`."""
+    kind, colon, path = source.partition(":")
+    if not colon or kind not in FILE_SOURCES or not path:
+        return source
+    return f"{kind}:{base / Path(path).expanduser()}"
+
+
+def one_of(value: str, allowed: Sequence[str]) -> str:
+    """`value`, or a ValueError with what is allowed and the nearest name."""
+    if value not in allowed:
+        near = did_you_mean(value, allowed)
+        hint = f" {near}" if near.startswith("Did you mean") else ""
+        raise ValueError(f"expected one of {', '.join(allowed)}, got '{value}'.{hint}")
+    return value
+
+
+class Machine(Section):
+    """What every config has: randomness and the machine."""
+
+    seed: int = Field(default=0, ge=0)
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
+    precision: Literal["no", "bf16", "fp16"] = Field(default="no", description="mixed precision; fp16 needs a GPU")
+
+    @field_validator("device")
+    @classmethod
+    def _a_device(cls, value: str) -> str:
+        try:
+            if value != "auto":
+                torch.device(value)
+        except RuntimeError:
+            raise ValueError(f"expected auto, cpu, cuda, cuda:N or mps, got '{value}'") from None
+        return value

@@ -1,0 +1,139 @@
+"""The order of a network's channels before it is morphed: by importance, smooth, or as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from netsmith.core.channels import WidthGroup, entries, permute
+from netsmith.core.data import Splits
+from netsmith.core.images import batches
+from netsmith.core.network import Network
+from netsmith.morph.importance import by_importance, channel_importance
+from netsmith.morph.paths import channel_order
+from netsmith.morph.space import MorphSpace
+
+Order = Literal["auto", "importance", "smooth", "none"]
+_BATCH = 64
+_PICTURE = 64
+
+
+@dataclass(frozen=True)
+class GroupOrder:
+    """Total variation of one group: the sum of L1 distances between neighbouring channels, before and after.
+
+    `bound` is a lower bound of any order's, where one was sought; `deterministic` is false where a solver may give
+    another order the next time.
+    """
+
+    name: str
+    width: int
+    before: float
+    after: float
+    bound: float | None
+    deterministic: bool
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """What was done: the old index of each new channel by group, and each group's total variation.
+
+    `picture` is a weight matrix before and after: `(tensor, before, after)`, rows of numbers.
+    """
+
+    order: Order
+    solver: str
+    orders: dict[str, tuple[int, ...]]
+    groups: tuple[GroupOrder, ...]
+    picture: tuple[str, list[list[float]], list[list[float]]]
+
+
+def order_channels(
+    model: nn.Module,
+    space: MorphSpace,
+    network: Network,
+    data: Splits,
+    *,
+    order: Order = "importance",
+    solver: str = "auto",
+    images: int = 2048,
+    seed: int = 0,
+) -> Ordered:
+    """Reorder the channels of the space's groups in place; the network's function stays.
+
+    By importance, channels that every fitted width has come first, in a smooth order among themselves (their order is
+    free there), then the others from the most important to the least.
+
+    Args:
+        model: the network whose channels are reordered.
+        space: the groups, and the widths that are fitted.
+        network: its preprocessing.
+        data: training images by which importance is measured.
+        order: what to do.
+        solver: of smooth orders.
+        images: how many training images.
+        seed: of what is drawn.
+
+    Raises:
+        MorphError: the solver is unknown, or cannot order so many channels.
+    """
+    scores: Mapping[str, Tensor] = {}
+    if order == "importance":
+        taken = islice(_batches(data, network, seed), max(1, images // _BATCH))
+        scores = channel_importance(model, space.groups, taken)
+    tensors = dict(model.state_dict())
+    orders, found = {}, []
+    for group in space.groups:
+        rows = entries(tensors, group)
+        orders[group.name], bound, same = _one(rows, group, space, order, solver, scores, seed)
+        placed = rows[list(orders[group.name])]
+        found.append(GroupOrder(group.name, group.width, _variation(rows), _variation(placed), bound, same))
+    shown = space.groups[-1]
+    name, before = _picture(model, shown)
+    for group in space.groups:
+        permute(model, group, orders[group.name])
+    return Ordered(order, solver, orders, tuple(found), (name, before, _picture(model, shown)[1]))
+
+
+def _one(
+    rows: Tensor,
+    group: WidthGroup,
+    space: MorphSpace,
+    order: Order,
+    solver: str,
+    scores: Mapping[str, Tensor],
+    seed: int,
+) -> tuple[tuple[int, ...], float | None, bool]:
+    """Order, lower bound and whether it comes out the same again, of one group."""
+    if order == "smooth":
+        path = channel_order(rows, solver=solver, seed=seed)
+        return path.order, path.bound, path.deterministic
+    if order != "importance":
+        return tuple(range(group.width)), None, True
+    ranked = by_importance(scores[group.name])
+    always = ranked[: min(space.low[group.name], group.width)]
+    path = channel_order(rows[list(always)], solver=solver, seed=seed)
+    return tuple(always[k] for k in path.order) + ranked[len(always) :], None, path.deterministic
+
+
+def _variation(rows: Tensor) -> float:
+    return float((rows[1:] - rows[:-1]).double().abs().sum())
+
+
+def _picture(model: nn.Module, group: WidthGroup) -> tuple[str, list[list[float]]]:
+    """Mean size of the weights of a group's first matrix, rows its channels; at most 64 each way."""
+    axis = next((a for a in group.axes if not a.fan_in and a.tensor.endswith("weight")), group.axes[0])
+    tensor = model.state_dict()[axis.tensor].float().movedim(axis.dim, 0)
+    matrix = tensor.flatten(2).mean(dim=2) if tensor.ndim > 2 else tensor.reshape(len(tensor), -1)
+    shown: Sequence[Sequence[float]] = torch.round(matrix[:_PICTURE, :_PICTURE], decimals=5).tolist()
+    return axis.tensor, [list(row) for row in shown]
+
+
+def _batches(data: Splits, network: Network, seed: int) -> Iterator[Tensor]:
+    for images, _ in batches(data.train, _BATCH, shuffle=True, seed=seed):
+        yield network.preprocess(images)

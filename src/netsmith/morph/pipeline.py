@@ -1,0 +1,249 @@
+"""The main path: one network and data in; a generator of its weights at any width, and what it costs, out.
+
+`nn.Module -> WidthGroups -> ordered nn.Module -> Generator -> nn.Module at any width` (design, section 2).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from netsmith.core.channels import Axis
+from netsmith.core.data import Splits
+from netsmith.core.engine import Entry, Progress, TrainResult, TrainSettings, evaluate
+from netsmith.core.graph import Chain, dissect
+from netsmith.core.images import ImageSet
+from netsmith.core.network import Network
+from netsmith.core.profile import measure_latency
+from netsmith.core.tasks import Task, make_task
+from netsmith.errors import DissectionError
+from netsmith.morph.coordinates import along
+from netsmith.morph.fit import FitSettings, fit
+from netsmith.morph.generator import make_generator
+from netsmith.morph.morphable import Morphable, check_split
+from netsmith.morph.ordering import Order, Ordered, order_channels
+from netsmith.morph.preparing import Prepared, prepare
+from netsmith.morph.sample import MorphableModel
+from netsmith.morph.space import MorphSpace, Range, morph_space
+
+Norms = Literal["fold", "keep"]
+
+
+@dataclass(frozen=True)
+class WidthResult:
+    """The network at one width: params and MACs of the whole, and the task's metrics by split."""
+
+    ratio: float
+    widths: dict[str, int]
+    params: int
+    macs: int
+    fitted: bool
+    metrics: dict[str, dict[str, float]]
+    latency_ms: float | None = None
+
+
+@dataclass
+class Morphed:
+    """What came out, and all that led to it.
+
+    `model` serves networks of any width; `base` has the base network's metrics by split, `floor` those of the network
+    without what is generated, `points` one entry a ratio.
+    """
+
+    model: MorphableModel
+    network: Network
+    task: Task
+    prepared: Prepared
+    ordered: Ordered
+    base: dict[str, dict[str, float]]
+    floor: dict[str, dict[str, float]]
+    points: tuple[WidthResult, ...]
+    training: TrainResult | None
+    seconds: dict[str, float]
+    data: Splits
+    seed: int
+
+    @property
+    def space(self) -> MorphSpace:
+        """What varies."""
+        return self.model.morphable.space
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by step."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Count what happens inside as `name`."""
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+def default_keyframes(space: MorphSpace) -> dict[str, Any]:
+    """Keyframes for a grid: 1, its halves above the low end of the range, and that; half of it for the coarse set."""
+    low = space.ratios[0]
+    ratios = [1.0]
+    while ratios[-1] / 2 > low * 1.2:
+        ratios.append(ratios[-1] / 2)
+    return {"keyframes": [*ratios, min(low, 0.999 * ratios[-1])], "coarse": low / 2}
+
+
+def morph(
+    network: Network,
+    data: Splits,
+    *,
+    blocks: str | Sequence[str] = "all",
+    widths: Range = (0.25, 1.0),
+    streams: bool = False,
+    norms: Norms = "fold",
+    order: Order = "auto",
+    solver: str = "auto",
+    generator: str = "grid",
+    settings: Mapping[str, Any] | None = None,
+    fitting: FitSettings | None = None,
+    training: TrainSettings | None = None,
+    ratios: Sequence[float] = (1.0, 0.75, 0.5, 0.25),
+    importance_images: int = 2048,
+    latency: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    checkpoints: Path | None = None,
+    progress: Progress | None = None,
+    on_epoch: Callable[[Entry], None] | None = None,
+) -> Morphed:
+    """From one trained network to networks of any width (Yang et al., "Neural Metamorphosis", ECCV 2024).
+
+    Which epoch is kept is decided on the validation part of `data`; its test part is read once, at the end.
+
+    Args:
+        network: the base, with its trained weights; it is not changed.
+        data: what it is for.
+        blocks: "all" inner widths, "last_block", or names of blocks.
+        widths: lowest and highest fitted width, as ratios or as channel counts.
+        streams: let residual streams vary too, where that is proven.
+        norms: fold batch norms into what is before them, or keep them.
+        order: of the channels: by importance (what `nested` and `grid` need), smooth (`inr`), or as they are.
+        solver: of the shortest path, where channels are smoothed.
+        generator: `grid`, `nested` or `inr`.
+        settings: of the generator; by default what suits the range.
+        fitting: draws and losses; None for the defaults.
+        training: the optimisation; None fits nothing.
+        ratios: at which the result is measured; outside the fitted range too.
+        importance_images: training images by which channels are ranked.
+        latency: measure milliseconds an image at each ratio, too.
+        seed: of all that is drawn.
+        device: where to compute.
+        checkpoints: folder in which fitting keeps its state, to go on after an interruption.
+        progress: told how far it is.
+        on_epoch: told what each epoch gave.
+
+    Raises:
+        ChannelError: no width group can be proved.
+        MorphError: what is asked of space, generator or ratios is impossible.
+        TrainingError: data, task and network do not fit, or the loss is not finite.
+    """
+    watch = Stopwatch()
+    task = make_task(network.task, network.num_classes, shape=network.preprocess.input_size)
+    with watch.step("groups"):
+        prepared = prepare(network, fold=norms == "fold")
+        chain = _chain(prepared)
+        space = morph_space(prepared.groups, blocks, widths, streams=streams, chain=chain)
+        for ratio in ratios:
+            space.at(ratio)
+    with watch.step("order"):
+        ordered = order_channels(
+            prepared.model, space, network, data,
+            order=_order(order, generator), solver=solver, images=importance_images, seed=seed,
+        )  # fmt: skip
+    with watch.step("generator"):
+        made = make_generator(
+            generator, prepared.model.state_dict(), space.groups, _settings(generator, settings, space)
+        )
+    morphable = Morphable(prepared.model, space, made, chain)
+    check_split(morphable, prepared.example)
+    judge = Judge(task, network, data, device, progress)
+    floor = judge.both(lambda part: judge.floor(morphable, part))
+    result = None
+    if training is not None:
+        with watch.step("fit"):
+            result = fit(
+                morphable, data, task, fitting or FitSettings.model_validate({}), training,
+                preprocess=network.preprocess, checkpoint_dir=checkpoints, progress=progress, on_epoch=on_epoch,
+                device=device,
+            )  # fmt: skip
+    made.settle()
+    model = MorphableModel(morphable, network.preprocess.input_size)
+    with watch.step("evaluation"):
+        base = judge.both(lambda part: judge.of(network.model, part))
+        points = tuple(judge.at(model, ratio, latency) for ratio in ratios)
+    return Morphed(model, network, task, prepared, ordered, base, floor, points, result, watch.seconds, data, seed)
+
+
+def _chain(prepared: Prepared) -> Chain | None:
+    """The dissected network, or None where it cannot be cut: it is then run whole."""
+    try:
+        return dissect(prepared.model, prepared.example)
+    except DissectionError:
+        return None
+
+
+def _order(order: Order, generator: str) -> Order:
+    if order != "auto":
+        return order
+    return "smooth" if generator == "inr" else "importance"
+
+
+def _settings(generator: str, settings: Mapping[str, Any] | None, space: MorphSpace) -> dict[str, Any]:
+    return {**(default_keyframes(space) if generator == "grid" else {}), **dict(settings or {})}
+
+
+class Judge:
+    """Measures networks on both splits with one task, preprocessing and device."""
+
+    def __init__(
+        self, task: Task, network: Network, data: Splits, device: str, progress: Progress | None = None
+    ) -> None:
+        self.task, self.network, self.data, self.device, self.progress = task, network, data, device, progress
+
+    def of(self, model: torch.nn.Module, images: ImageSet) -> dict[str, float]:
+        """Metrics of a network on a set."""
+        return evaluate(
+            model, images, self.task, preprocess=self.network.preprocess, device=self.device, progress=self.progress
+        )
+
+    def both(self, measure: Callable[[ImageSet], dict[str, float]]) -> dict[str, dict[str, float]]:
+        """The same on validation and test."""
+        return {"validation": measure(self.data.validation), "test": measure(self.data.test)}
+
+    def at(self, model: MorphableModel, ratio: float, latency: bool = False) -> WidthResult:
+        """A plain network at a ratio, measured."""
+        widths = model.widths_for(ratio)
+        plain = model.morphable.module(widths)
+        params, macs = model.sizes(widths)
+        took = measure_latency(plain, torch.zeros(1, *model.input_shape)) if latency else None
+        metrics = self.both(lambda part: self.of(plain, part))
+        return WidthResult(ratio, widths, params, macs, model.morphable.space.fitted(widths), metrics, took)
+
+    def floor(self, morphable: Morphable, images: ImageSet) -> dict[str, float]:
+        """Metrics without what is generated: at full width, with nothing read from the channels that vary."""
+        space = morphable.space
+        tensors = morphable.tensors(space.full)
+
+        def cut(value: Tensor, axis: Axis, group: str) -> Tensor:
+            n = space.full[group]
+            return along(value, axis, n, torch.zeros(n, n)) if axis.fan_in else value
+
+        for slot in morphable.generator.slots:
+            tensors[slot.name] = slot.walk(tensors[slot.name], space.full, space.full, cut)
+        return self.of(morphable.module(space.full, tensors), images)

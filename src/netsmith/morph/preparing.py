@@ -1,0 +1,36 @@
+"""The base network made ready: a copy with its batch norms folded, and its proven width groups."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from netsmith.core.channels import WidthGroups, width_groups
+from netsmith.core.folding import fold_batch_norms
+from netsmith.core.network import Network
+
+
+@dataclass
+class Prepared:
+    """A copy of the base network that may be reordered; `example` is an input that it takes."""
+
+    model: nn.Module
+    groups: WidthGroups
+    folded: bool
+    example: Tensor
+
+
+def prepare(network: Network, *, fold: bool = True) -> Prepared:
+    """Copy a network, fold its batch norms and find its width groups.
+
+    Raises:
+        ChannelError: no width group can be proved; with the reasons.
+    """
+    example = torch.zeros(2, *network.preprocess.input_size)
+    example = example + torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+    model = fold_batch_norms(network.model, example) if fold else copy.deepcopy(network.model)
+    groups = width_groups(model, example, name=network.name)
+    return Prepared(model.eval(), groups, fold, example)

@@ -1,0 +1,84 @@
+"""What a morphing leaves behind as data: `summary.json`, a contract, and `details.json`, drawn by the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form; the field `schema_` is called `schema` there."""
+        data = self.model_dump(mode="json")
+        return {"kind": data.pop("kind"), "schema": data.pop("schema_"), **data}
+
+
+class Base(BaseModel):
+    """The base network: counts of the whole, and the task's metric (`accuracy`, whatever its name) on test."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+    params: int
+    macs: int
+    accuracy: float
+
+
+class Width(BaseModel):
+    """The network at one ratio: counts of the whole, the metric on test, and whether the fitted range has it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    ratio: float
+    params: int
+    macs: int
+    accuracy: float
+    fitted: bool
+
+
+class Summary(_Record):
+    """`summary.json` of a morphing (schema 1).
+
+    `metric` names what `accuracy` and `floor` hold: `accuracy` in 0..1, `miou` or `elbo`. `floor` is the network
+    without what is generated; `artifact_bytes` the tensor files of the artifact; `seconds` has one entry a step.
+    """
+
+    kind: Literal["morph"] = "morph"
+    schema_: int = SCHEMA
+    base: Base
+    floor: float
+    metric: str
+    widths: list[Width]
+    artifact_bytes: int
+    seconds: dict[str, float]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Summary:
+        """The inverse of `to_dict`; raises pydantic's ValidationError where a field is missing or mistyped."""
+        return cls(**{("schema_" if key == "schema" else key): value for key, value in data.items()})
+
+
+class Details(_Record):
+    """`details.json` of a morphing (schema 1): everything that the report shows. See docs/formats.md."""
+
+    kind: Literal["morph"] = "morph"
+    schema_: int = SCHEMA
+    base: dict[str, Any]
+    task: dict[str, Any]
+    floor: dict[str, float] | None
+    space: dict[str, Any]
+    smooth: dict[str, Any] | None
+    generator: dict[str, Any]
+    fit: dict[str, Any] | None
+    widths: list[dict[str, Any]]
+    rivals: list[dict[str, Any]]
+    artifact: dict[str, Any]
+    seconds: dict[str, float]
+    machine: dict[str, Any]
+    versions: dict[str, str]

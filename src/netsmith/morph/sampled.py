@@ -1,0 +1,87 @@
+"""A network read from a morphable artifact, as an artifact of its own: what `netsmith sample` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from netsmith.core.artifact import build, loader, read_manifest, read_tensors, save_artifact
+from netsmith.core.channels import resize
+from netsmith.core.folding import fold_batch_norms
+from netsmith.core.profile import count_macs, count_params
+from netsmith.core.weights import load_state
+from netsmith.errors import ArtifactError
+from netsmith.morph.saving import group_from_json
+
+KIND = "sampled"
+WEIGHTS = "weights.safetensors"
+_KEPT = ("base", "folded", "num_classes", "task", "classes", "preprocess", "provenance", "licence", "commercial")
+
+
+def save_sampled(
+    source: Path, network: nn.Module, widths: Mapping[str, int], folder: Path, *, overwrite: bool = False
+) -> Path:
+    """Write a network that was read from the morphable artifact `source` at `widths`. Raises OutputError."""
+    origin = read_manifest(source, "morph")
+    size = tuple(origin["preprocess"]["input_size"])
+    params, macs = count_params(network), count_macs(network, size)
+    manifest: dict[str, Any] = {
+        "name": f"{origin['name']}_{params}",
+        **{key: origin[key] for key in _KEPT if key in origin},
+        "groups": origin["space"]["groups"],
+        "widths": dict(widths),
+        "params": params,
+        "macs": macs,
+        "from": {"name": origin["name"], "sha256": origin["sha256"]},
+    }
+    rows = [f"| {name} | {width} |" for name, width in widths.items()]
+    card = [
+        f"# {manifest['name']}",
+        "",
+        f"Read from the morphable artifact `{origin['name']}`: {params:,} parameters, {macs:,} MACs an image.",
+        "",
+        "| width group | channels |",
+        "|---|---|",
+        *rows,
+        "",
+        f"- licence of the weights it began with: {origin.get('licence') or 'none, or not stated'}",
+        "",
+        'Written by Netsmith. The folder is a source; in Python: `netsmith.load("THIS_FOLDER")`.',
+        "",
+    ]
+    return save_artifact(
+        folder,
+        kind=KIND,
+        tensors={WEIGHTS: network.state_dict()},
+        manifest=manifest,
+        card="\n".join(card),
+        overwrite=overwrite,
+    )
+
+
+@loader(KIND)
+def load_sampled(folder: Path, *, base: nn.Module | None = None) -> nn.Module:
+    """The network in an artifact of kind `sampled`, in eval mode.
+
+    `base` is a network of the base's architecture, needed where the base was given as a module and has no source.
+
+    Raises:
+        ArtifactError: the manifest lacks what builds the network.
+        WeightsError: the weights do not fit what was built.
+    """
+    manifest = read_manifest(folder, KIND)
+    try:
+        groups = tuple(group_from_json(g) for g in manifest["groups"])
+        size, widths, folded = manifest["preprocess"]["input_size"], manifest["widths"], manifest["folded"]
+        model = base if base is not None else build(manifest["base"])
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"The manifest of {folder} lacks or spoils {error}, so it cannot be read.") from error
+    if folded:
+        model = fold_batch_norms(model, torch.randn(2, *size, generator=torch.Generator().manual_seed(0)))
+    plain = resize(model, groups, widths)
+    load_state(plain, read_tensors(folder, WEIGHTS), str(Path(folder) / WEIGHTS))
+    return plain.eval()

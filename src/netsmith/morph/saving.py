@@ -1,0 +1,288 @@
+"""A morphed network on disk: the artifact with base, generator and card, `summary.json` and `details.json`."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from netsmith.core.artifact import build, library_versions, loader, read_manifest, read_tensors, save_artifact
+from netsmith.core.channels import Axis, Setting, WidthGroup
+from netsmith.core.folding import fold_batch_norms
+from netsmith.core.network import Network, Preprocess
+from netsmith.core.output import write_json
+from netsmith.core.profile import count_macs, count_params, format_count
+from netsmith.core.trained import skeleton
+from netsmith.core.weights import load_state
+from netsmith.errors import ArtifactError, MorphError
+from netsmith.morph.generator import make_generator
+from netsmith.morph.morphable import Morphable
+from netsmith.morph.pipeline import Morphed, WidthResult
+from netsmith.morph.results import Base, Details, Summary, Width
+from netsmith.morph.sample import MorphableModel
+from netsmith.morph.space import MorphSpace
+
+KIND = "morph"
+BASE = "base.safetensors"
+GENERATOR = "generator.safetensors"
+
+
+def write_results(
+    result: Morphed,
+    folder: Path,
+    *,
+    config: Mapping[str, Any] | None = None,
+    rivals: list[dict[str, Any]] | None = None,
+) -> Summary:
+    """Write `artifact/`, `details.json` and, last, `summary.json` to a folder that exists. Raises OutputError."""
+    save_morphed(result, folder / "artifact", config=config, overwrite=True)
+    size = artifact_bytes(folder / "artifact")
+    write_json(folder / "details.json", details_of(result, size, rivals or []).to_dict())
+    summary = summary_of(result, size)
+    write_json(folder / "summary.json", summary.to_dict())
+    return summary
+
+
+def artifact_bytes(folder: Path) -> int:
+    """Bytes of an artifact's tensor files."""
+    return sum(entry["bytes"] for name, entry in read_manifest(folder)["files"].items() if name.endswith("safetensors"))
+
+
+def base_bytes(network: Network) -> int:
+    """Bytes of the base network's state as it came."""
+    return sum(t.numel() * t.element_size() for t in network.model.state_dict().values())
+
+
+def save_morphed(
+    result: Morphed, folder: Path, *, config: Mapping[str, Any] | None = None, overwrite: bool = False
+) -> Path:
+    """Write base network and generator as an artifact, which at a size is itself a source (`DIR@0.5`).
+
+    Raises OutputError.
+    """
+    morphable, network = result.model.morphable, result.network
+    generated = {slot.name for slot in morphable.generator.slots}
+    keeps_base = bool(morphable.generator.anchors())
+    base = {k: v for k, v in morphable.base.state_dict().items() if keeps_base or k not in generated}
+    manifest = {
+        "name": f"{network.name}_morph",
+        "base": skeleton(network),
+        "folded": result.prepared.folded,
+        "space": {
+            "mode": result.space.mode,
+            "groups": [asdict(g) for g in result.space.groups],
+            "low": dict(result.space.low),
+            "high": dict(result.space.high),
+        },
+        "orders": {name: list(order) for name, order in result.ordered.orders.items()},
+        "generator": {"kind": morphable.generator.kind, "settings": morphable.generator.settings()},
+        "num_classes": network.num_classes,
+        "task": network.task,
+        "classes": list(result.data.classes),
+        "preprocess": network.preprocess.to_json(),
+        "data": result.data.name,
+        "seed": result.seed,
+        "provenance": [asdict(network.provenance)],
+        "licence": network.provenance.licence,
+        "commercial": network.provenance.commercial,
+        "metrics": {
+            f"{result.task.primary}@{p.ratio:g}": p.metrics["test"][result.task.primary] for p in result.points
+        },
+        "config": dict(config or {}),
+    }
+    files = {BASE: base, GENERATOR: morphable.generator.saved()}
+    return save_artifact(folder, kind=KIND, tensors=files, manifest=manifest, card=_card(result), overwrite=overwrite)
+
+
+@loader(KIND)
+def load_morphed(folder: Path, *, base: nn.Module | None = None) -> MorphableModel:
+    """The model in an artifact of kind `morph`, in eval mode; `py:` sources run their code again.
+
+    `base` is a network of the base's architecture (its weights do not matter), needed where the base was given as a
+    module and has no source.
+
+    Raises:
+        ArtifactError: the manifest lacks something, or the tensors do not fit.
+    """
+    manifest = read_manifest(folder, KIND)
+    try:
+        skeleton_, space_, made = manifest["base"], manifest["space"], manifest["generator"]
+        preprocess = Preprocess.from_json(manifest["preprocess"])
+        groups = tuple(group_from_json(g) for g in space_["groups"])
+        space = MorphSpace(space_["mode"], groups, dict(space_["low"]), dict(space_["high"]))
+        folded = manifest["folded"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"The manifest of {folder} lacks or spoils {error}, so it cannot be read.") from error
+    if base is None and skeleton_.get("kind") == "module":
+        raise ArtifactError(
+            f"The base of {folder} was given as a module ({skeleton_.get('source', '')[7:]}), which no source string "
+            "builds again. Build it and pass it: netsmith.morph.saving.load_morphed(folder, base=module)."
+        )
+    model = base if base is not None else build(skeleton_)
+    if folded:
+        model = fold_batch_norms(
+            model, torch.randn(2, *preprocess.input_size, generator=torch.Generator().manual_seed(0))
+        )
+    stored = read_tensors(folder, BASE)
+    state = {**model.state_dict(), **stored} if not set(stored) - set(model.state_dict()) else stored
+    load_state(model, state, str(Path(folder) / BASE))
+    try:
+        generator = make_generator(made["kind"], model.state_dict(), groups, made["settings"])
+        generator.restore({k: v.float() for k, v in read_tensors(folder, GENERATOR).items()})
+    except MorphError as error:
+        raise ArtifactError(f"{folder}: {error}") from error
+    return MorphableModel(Morphable(model, space, generator), preprocess.input_size).eval()
+
+
+def group_from_json(data: Mapping[str, Any]) -> WidthGroup:
+    """The inverse of `dataclasses.asdict` for a width group."""
+    axes = tuple(Axis(**a) for a in data["axes"])
+    return WidthGroup(data["name"], data["width"], data["kind"], axes, tuple(Setting(**s) for s in data["settings"]))
+
+
+def summary_of(result: Morphed, size: int) -> Summary:
+    """The contract `summary.json`; accuracies are the task's primary metric on test."""
+    primary, network = result.task.primary, result.network
+    return Summary(
+        base=Base(
+            name=network.name,
+            params=count_params(network.model),
+            macs=count_macs(network.model, network.preprocess.input_size),
+            accuracy=result.base["test"][primary],
+        ),
+        floor=result.floor["test"][primary],
+        metric=primary,
+        widths=[
+            Width(ratio=p.ratio, params=p.params, macs=p.macs, accuracy=p.metrics["test"][primary], fitted=p.fitted)
+            for p in result.points
+        ],
+        artifact_bytes=size,
+        seconds=result.seconds,
+    )
+
+
+def details_of(result: Morphed, size: int, rivals: list[dict[str, Any]]) -> Details:
+    """Everything that the report shows."""
+    primary, network, space = result.task.primary, result.network, result.space
+    generator = result.model.morphable.generator
+    own = base_bytes(network)
+
+    def split(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        return {part: found[primary] for part, found in metrics.items()}
+
+    def row(p: WidthResult) -> dict[str, Any]:
+        return {**asdict(p), "accuracy": split(p.metrics)}
+
+    ordered = result.ordered
+    bounds = [g.bound for g in ordered.groups if g.bound is not None]
+    saved = generator.saved().values()
+    return Details(
+        base={
+            "name": network.name,
+            "source": network.source,
+            "licence": network.provenance.licence,
+            "params": count_params(network.model),
+            "macs": count_macs(network.model, network.preprocess.input_size),
+            "bytes": own,
+            "accuracy": split(result.base),
+        },
+        task={"name": result.task.name, "primary": primary, "higher_is_better": result.task.higher_is_better},
+        floor=split(result.floor),
+        space={
+            "mode": space.mode,
+            "groups": [
+                {"name": g.name, "width": g.width, "min": space.low[g.name], "max": space.high[g.name], "kind": g.kind}
+                for g in space.groups
+            ],
+            "refused": [asdict(r) for r in result.prepared.groups.refused],
+            "fitted": list(space.ratios),
+        },
+        smooth={
+            "order": ordered.order,
+            "solver": ordered.solver,
+            "deterministic": all(g.deterministic for g in ordered.groups),
+            "before": sum(g.before for g in ordered.groups),
+            "after": sum(g.after for g in ordered.groups),
+            "bound": sum(bounds) if len(bounds) == len(ordered.groups) else None,
+            "groups": [asdict(g) for g in ordered.groups],
+            "picture": dict(zip(("tensor", "before", "after"), ordered.picture, strict=True)),
+        },
+        generator={
+            "kind": generator.kind,
+            "params": sum(t.numel() for t in saved),
+            "bytes": sum(t.numel() * t.element_size() for t in saved),
+            "settings": generator.settings(),
+        },
+        fit=_history(result),
+        widths=[row(p) for p in result.points],
+        rivals=rivals,
+        artifact={"bytes": size, "ratio_to_base": size / own},
+        seconds=result.seconds,
+        machine={"system": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        versions=library_versions(),
+    )
+
+
+def _history(result: Morphed) -> dict[str, Any] | None:
+    if result.training is None:
+        return None
+    mark = f"{result.task.primary}@"
+    rows = [
+        {
+            "epoch": h["epoch"],
+            "step": h["epoch"],
+            "loss": h["loss"],
+            "lr": h["lr"],
+            "metric": {k.removeprefix(mark): v for k, v in h.items() if k.startswith(mark)},
+        }
+        for h in result.training.history
+    ]
+    return {
+        "epochs": len(rows),
+        "best_epoch": result.training.best_epoch,
+        "seconds": result.training.seconds,
+        "history": rows,
+    }
+
+
+def _card(result: Morphed) -> str:
+    primary, space = result.task.primary, result.space
+    low, high = space.ratios
+    rows = [
+        f"| {p.ratio:g} | {format_count(p.params)} | {format_count(p.macs)} | {p.metrics['test'][primary]:.4f} | "
+        f"{'yes' if p.fitted else 'no'} |"
+        for p in result.points
+    ]
+    lines = [
+        f"# {result.network.name}, at any width",
+        "",
+        f"A base network (`{result.network.source}`) and a generator of its weights "
+        f"(`{result.model.morphable.generator.kind}`), fitted on ratios {low:g} to {high:g} of "
+        f"{len(space.groups)} widths ({space.mode}) with {result.data.name}.",
+        "",
+        f"| ratio | params | MACs | {primary} (test) | fitted |",
+        "|---|---|---|---|---|",
+        *rows,
+        "",
+        f"- base network: {result.base['test'][primary]:.4f}",
+        f"- without what is generated: {result.floor['test'][primary]:.4f}",
+        f"- licence of the weights it began with: {result.network.provenance.licence or 'none, or not stated'}",
+        "",
+        "Written by Netsmith. At a size the folder is a source (`THIS_FOLDER@0.5`), and in Python:",
+        "",
+        "```python",
+        "import netsmith",
+        "",
+        'model = netsmith.load("THIS_FOLDER")',
+        "half = model.at(0.5)            # a plain torch module",
+        "small = model.at(params=100_000)",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
