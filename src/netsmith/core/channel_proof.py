@@ -8,7 +8,8 @@ not, and in double precision a right order changes nothing but the last digits.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from netsmith.core.channel_types import WidthGroup
 # Relative to the largest output.
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
 # What a network that was given tensors of another size raises.
-MISFIT = (RuntimeError, AssertionError, TypeError, ValueError, IndexError, ZeroDivisionError, AttributeError)
+MISFIT = (RuntimeError, AssertionError, TypeError, ValueError, IndexError, ZeroDivisionError, AttributeError, KeyError)
 
 
 def generic_copy(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -30,19 +31,17 @@ def generic_copy(model: nn.Module, seed: int = 0) -> nn.Module:
     def drawn(name: str, t: Tensor) -> Tensor:
         if t.ndim >= 2:
             fan_in = max(1, t[0].numel())
-            return torch.randn(t.shape, generator=generator, dtype=t.dtype) / fan_in**0.5
+            return torch.randn(t.shape, generator=generator, dtype=torch.float64) / fan_in**0.5
         if "bias" in name or "mean" in name:
-            return torch.randn(t.shape, generator=generator, dtype=t.dtype) * 0.1
-        return torch.rand(t.shape, generator=generator, dtype=t.dtype) + 0.5
+            return torch.randn(t.shape, generator=generator, dtype=torch.float64) * 0.1
+        return torch.rand(t.shape, generator=generator, dtype=torch.float64) + 0.5
 
     with torch.no_grad():
         for name, p in twin.named_parameters():
             p.copy_(drawn(name.rpartition(".")[2], p))
-        for module in twin.modules():
-            if isinstance(module, nn.modules.batchnorm._NormBase):
-                for name in ("running_mean", "running_var"):
-                    if (buffer := getattr(module, name)) is not None:
-                        buffer.copy_(drawn(name, buffer))
+        for name, b in twin.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                b.copy_(drawn(name.rpartition(".")[2], b))
     return twin
 
 
@@ -53,44 +52,68 @@ class Proof:
         self.x = x.double() if x.is_floating_point() else x
         self.model = generic_copy(model)
         try:
-            self.output = self._run(self.model)
+            self.output = self._run(self.model, self.x)
         except MISFIT:  # some code insists on single precision
             self.model.float()
             self.x = x
-            self.output = self._run(self.model)
+            self.output = self._run(self.model, self.x)
+        self._shapes = self._lightest(model.eval(), x)
 
-    def _run(self, model: nn.Module) -> Tensor:
+    def _lightest(self, model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
+        """What to run when only shapes matter: on the meta device nothing is computed, but every step costs more."""
+        ways = [(copy.deepcopy(model), x)]
+        try:
+            ways.append((copy.deepcopy(model).to("meta"), x.to("meta")))
+            self._run(*ways[1])
+        except (*MISFIT, NotImplementedError):
+            return ways[0]
+        times = []
+        for way in ways:
+            start = time.perf_counter()
+            self._run(*way)
+            times.append(time.perf_counter() - start)
+        return ways[times.index(min(times))]
+
+    def _run(self, model: nn.Module, x: Tensor) -> Tensor:
         with torch.no_grad():
-            return model(self.x.clone())
+            return model(x.clone())
 
     def order_free(self, groups: Sequence[WidthGroup], seed: int = 0) -> bool:
         """Whether the output stays the same when all these groups are reordered at random."""
         twin = copy.deepcopy(self.model)
-        permute_all(twin, groups, seed)
-        return same(self._run(twin), self.output)
+        generator = torch.Generator().manual_seed(seed)
+        for group in groups:
+            permute(twin, group, torch.randperm(group.width, generator=generator).tolist())
+        return same(self._run(twin, self.x), self.output)
 
-    def resizable(self, groups: Sequence[WidthGroup], widths: Mapping[str, int]) -> str:
-        """Why the network does not run at these widths, or "" when it does, with an output of the same shape."""
+    def misfit(self, groups: Sequence[WidthGroup], size: Callable[[WidthGroup], int], *, shapes: bool = False) -> str:
+        """Why the network does not run with these groups resized, or "" when it does with an output of the same shape.
+
+        With `shapes` the quickest way to see the shapes is taken.
+        """
+        model, x = self._shapes if shapes else (self.model, self.x)
         try:
-            out = self._run(resize(self.model, groups, widths))
+            out = self._run(resize(model, groups, {g.name: size(g) for g in groups}), x)
         except MISFIT as error:
             return f"{type(error).__name__}: {error}".splitlines()[0]
         return "" if out.shape == self.output.shape else f"its output has shape {tuple(out.shape)}"
 
+    def fits(self, groups: Sequence[WidthGroup], *, shapes: bool = False) -> bool:
+        """Whether the network runs with these groups smaller, and with these groups larger."""
+        return not any(self.misfit(groups, size, shapes=shapes) for size in (smaller, larger))
 
-def permute_all(model: nn.Module, groups: Sequence[WidthGroup], seed: int) -> None:
-    """Give every group a random order, in place."""
-    generator = torch.Generator().manual_seed(seed)
-    for group in groups:
-        permute(model, group, torch.randperm(group.width, generator=generator).tolist())
+    def keeps_function(self, groups: Sequence[WidthGroup]) -> bool:
+        """Whether the network computes the same with every channel of these groups doubled."""
+        twin = resize(self.model, groups, {g.name: 2 * g.width for g in groups})
+        return same(self._run(twin, self.x), self.output)
 
 
 def same(output: Tensor, expected: Tensor, tolerance: float | None = None) -> bool:
     """Whether two outputs agree to `tolerance` times the largest value."""
     limit = tolerance or _ROUNDING[expected.dtype]
-    return output.shape == expected.shape and bool(
-        (output - expected).abs().max() <= limit * expected.abs().max().clamp_min(1e-30)
-    )
+    if output.shape != expected.shape:
+        return False
+    return bool((output - expected).abs().max() <= limit * expected.abs().max().clamp_min(1e-30))
 
 
 def sift(

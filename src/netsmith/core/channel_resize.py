@@ -61,6 +61,15 @@ def permute(model: nn.Module, group: WidthGroup, order: Sequence[int]) -> None:
             places = channel_index(axis, group.width, every).to(tensor.device)
             sources = channel_index(axis, group.width, torch.tensor(taken)).to(tensor.device)
             tensor.index_copy_(axis.dim, places, tensor.index_select(axis.dim, sources))
+    forget(model)
+
+
+def forget(model: nn.Module) -> None:
+    """Make a network drop what it computed from its weights and kept for eval mode (attention biases, for one)."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.train()
+    for m, mode in modes:
+        m.training = mode
 
 
 def _order_fault(order: Sequence[int], group: WidthGroup) -> str:
@@ -99,14 +108,21 @@ def resize(
             raise ChannelError(f"keep names '{name}', which gets no new width. {did_you_mean(name, checked)}")
     changed = {n: s for n, s in sources.items() if s != list(range(by_name[n].width))}
     new = copy.deepcopy(model)
+    forget(new)
     tensors = _tensors(new)
     touched: dict[str, list[tuple[Axis, WidthGroup]]] = defaultdict(list)
     for name in changed:
         for axis in by_name[name].axes:
             _tensor(tensors, axis, by_name[name])
             touched[axis.tensor].append((axis, by_name[name]))
+    holders = _holders(new)
     for tensor, parts in touched.items():
-        _replace(new, tensor, tensors[tensor], _resized(tensors[tensor], parts, changed))
+        old = tensors[tensor]
+        resized = _resized(old, parts, changed)
+        if isinstance(old, nn.Parameter):
+            resized = nn.Parameter(resized.clone(), requires_grad=old.requires_grad)
+        for store, key in holders[id(old)]:
+            store[key] = resized
     set_widths(new, groups, checked)
     return new
 
@@ -143,22 +159,21 @@ def _resized(tensor: Tensor, parts: Iterable[tuple[Axis, WidthGroup]], sources: 
         index.append(torch.arange(at, tensor.shape[dim]))
         scale.append(torch.ones(tensor.shape[dim] - at))
         new = new.index_select(dim, torch.cat(index).to(tensor.device))
-        factor = torch.cat(scale).to(tensor)
+        factor = torch.cat(scale)
         if bool((factor != 1).any()):
-            new = new * factor.view(-1, *[1] * (tensor.ndim - dim - 1))
+            new = new * factor.to(tensor).view(-1, *[1] * (tensor.ndim - dim - 1))
     return new
 
 
-def _replace(model: nn.Module, name: str, old: Tensor, new: Tensor) -> None:
-    """Put another tensor wherever the network holds `old`."""
-    if isinstance(old, nn.Parameter):
-        new = nn.Parameter(new.clone(), requires_grad=old.requires_grad)
+def _holders(model: nn.Module) -> dict[int, list[tuple[dict[str, Any], str]]]:
+    """Where each tensor is kept: a tensor that several modules share is in several places."""
+    places: dict[int, list[tuple[dict[str, Any], str]]] = defaultdict(list)
     for module in model.modules():
         for store in (module._parameters, module._buffers):
             for key, value in store.items():
-                if value is old:
-                    store[key] = new  # type: ignore[assignment]
-    assert _tensors(model)[name] is new
+                if value is not None:
+                    places[id(value)].append((store, key))
+    return places
 
 
 def set_widths(model: nn.Module, groups: Sequence[WidthGroup], widths: Mapping[str, int | float]) -> None:
@@ -176,11 +191,17 @@ def set_widths(model: nn.Module, groups: Sequence[WidthGroup], widths: Mapping[s
             base = values[key] if key in values else s.fixed + s.per_channel * group.width
             values[key] = base + s.per_channel * more
     for (path, attribute), value in values.items():
-        module: Any = model.get_submodule(path)
-        now = getattr(module, attribute)
-        after = (*now[:-1], value) if isinstance(now, tuple) else value
-        if after != now:
-            setattr(module, attribute, after)
+        _write(model.get_submodule(path), attribute, value)
+
+
+def _write(module: Any, attribute: str, value: int) -> None:
+    name, _, index = attribute.partition("[")
+    now = getattr(module, name)
+    if isinstance(now, (tuple, list)):
+        at = int(index[:-1]) if index else len(now) - 1
+        value = type(now)([*now[:at], value, *now[at + 1 :]])  # type: ignore[assignment]
+    if value != now:
+        setattr(module, name, value)
 
 
 def relocate(groups: Sequence[WidthGroup], widths: Mapping[str, int | float]) -> tuple[WidthGroup, ...]:

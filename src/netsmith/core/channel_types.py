@@ -37,7 +37,8 @@ class Setting:
     """A number in a module's attributes that follows the width: `fixed + per_channel * width`.
 
     Such as `in_channels`, `out_channels` and `groups` of a convolution, `num_features` of a batch norm, `num_heads` of
-    an attention; in `normalized_shape` the number is the last of a tuple. Where several groups share one attribute
+    an attention; in `normalized_shape` the number is the last of a tuple, and `sizes[2]` is an
+    entry of a tuple or list. Where several groups share one attribute
     (after a concatenation), `fixed` is what the others hold at their own width.
     """
 

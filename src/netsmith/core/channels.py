@@ -6,9 +6,11 @@ proves those of any network; `permute`, `resize` and `set_widths` act along them
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from torch import Tensor, nn
 
-from netsmith.core.channel_graph import dependency_groups
+from netsmith.core.channel_candidates import candidates
 from netsmith.core.channel_proof import Proof, larger, sift, smaller
 from netsmith.core.channel_resize import (
     channel_index,
@@ -19,6 +21,7 @@ from netsmith.core.channel_resize import (
     resize,
     set_widths,
 )
+from netsmith.core.channel_settings import complete
 from netsmith.core.channel_types import Axis, Refused, Setting, WidthGroup, WidthGroups
 from netsmith.core.trial import check_arguments, run_whole, trial_batches, untouched
 from netsmith.errors import ChannelError
@@ -56,24 +59,36 @@ def width_groups(model: nn.Module, example_input: Tensor, *, name: str = "") -> 
         model.eval()
         two, _ = trial_batches(example_input)
         run_whole(model, two, label)
-        candidates, refused = dependency_groups(model, two[:1])
-        accepted, failed = _prove(model, two, candidates)
+        found, refused = candidates(model, two[:1])
+        accepted, failed = _prove(model, two, found)
     if not accepted:
         raise ChannelError(f"{label} has no width group that can be proved. {_reasons([*refused, *failed])}")
     return WidthGroups(tuple(accepted), (*refused, *failed))
 
 
-def _prove(model: nn.Module, x: Tensor, candidates: list[WidthGroup]) -> tuple[list[WidthGroup], list[Refused]]:
+def _prove(model: nn.Module, x: Tensor, found: Sequence[WidthGroup]) -> tuple[list[WidthGroup], list[Refused]]:
     proof = Proof(model, x)
     refused: list[Refused] = []
-    good, bad = sift(candidates, proof.order_free)
-    refused += [Refused(g.name, g.width, "the output changes when its channels are reordered") for g in bad]
+
+    def refuse(groups: Sequence[WidthGroup], reason: Callable[[WidthGroup], str]) -> None:
+        refused.extend(Refused(g.name, g.width, reason(g)) for g in groups)
+
+    good, bad = sift(found, proof.order_free)
+    refuse(bad, lambda g: "the output changes when its channels are reordered")
+    good, bad = complete(model, good, lambda groups: proof.fits(groups, shapes=True))
+    good, worse = sift(good, proof.fits)
+    refuse([*bad, *worse], lambda g: _fixed_size(proof, g))
+    guessed = {g.name for g in good} - {g.name for g in good if g in found}
+    _, bad = sift([g for g in good if g.name in guessed], proof.keeps_function)
+    refuse(bad, lambda g: "with every channel doubled the network computes something else")
+    return [g for g in good if g not in bad], refused
+
+
+def _fixed_size(proof: Proof, group: WidthGroup) -> str:
     for size in (smaller, larger):
-        good, bad = sift(good, lambda some, size=size: not proof.resizable(some, {g.name: size(g) for g in some}))
-        for g in bad:
-            why = proof.resizable([g], {g.name: size(g)})
-            refused.append(Refused(g.name, g.width, f"it does not run with {size(g)} of {g.width} channels: {why}"))
-    return good, refused
+        if why := proof.misfit([group], size):
+            return f"it is of a fixed size in the code: with {size(group)} of {group.width} channels, {why}"
+    return "the network does not run when it is resized together with others"
 
 
 def _reasons(refused: list[Refused]) -> str:
