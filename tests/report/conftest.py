@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 
+import morph_samples
 import pytest
 import samples
 
@@ -21,3 +22,15 @@ def small(_samples):
 def large(_samples):
     """`(summary, details)` of a run over 24 networks."""
     return _samples[24]
+
+
+@pytest.fixture
+def morphed():
+    """`(summary, details)` of a morphed ResNet20, free to be changed."""
+    return morph_samples.classification()
+
+
+@pytest.fixture
+def autoencoder():
+    """`(summary, details)` of a morphed autoencoder, whose metric is negative and no percentage."""
+    return morph_samples.generation()

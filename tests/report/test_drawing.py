@@ -45,6 +45,15 @@ def test_heatmap_colours_follow_the_values():
     assert data.clipped == 1
 
 
+def test_a_diverging_scale_has_one_colour_for_zero_and_grows_darker_both_ways():
+    scale_ = [colour.hexadecimal(c) for c in colour.diverging(9)]
+    light = [colour.luminance(c) for c in scale_]
+    assert light[:5] == sorted(light[:5])
+    assert light[4:] == sorted(light[4:], reverse=True)
+    assert len(set(scale_)) == 9
+    assert colour.diverging(1) == ((244, 244, 244),)
+
+
 @pytest.mark.parametrize("names", [3, 24])
 def test_every_fill_stands_out_and_bears_its_ink(names):
     networks = [f"n{i}" for i in range(names)]

@@ -50,6 +50,14 @@ def test_count(value, text):
         (lambda: formats.resource("latency_ms", 3.214), "3.21 ms"),
         (lambda: formats.resource("memory_mb", 12.5), "12.5 MB"),
         (lambda: formats.rounded(3.04), "3"),
+        (lambda: formats.amount(110.63), "110.6"),
+        (lambda: formats.amount(28_513.2), "28.51k"),
+        (lambda: formats.amount(None), "–"),
+        (lambda: formats.size_bytes(812), "812 B"),
+        (lambda: formats.size_bytes(1_089_000), "1.09 MB"),
+        (lambda: formats.size_bytes(999_960), "1 MB"),
+        (lambda: formats.size_bytes(2.5e9), "2.5 GB"),
+        (lambda: formats.size_bytes(None), "–"),
     ],
 )
 def test_texts(call, text):

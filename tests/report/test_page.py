@@ -242,7 +242,10 @@ def test_a_truncated_file(tmp_path, small):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda s, d: s.update(kind="morph"), r"summary\.json: a report is drawn for kind 'reassembly', came 'morph'"),
+        (
+            lambda s, d: s.update(kind="network"),
+            r"summary\.json: a report is drawn for kind 'reassembly' or 'morph', came 'network'",
+        ),
         (lambda s, d: d.update(schema=2), r"schema 2, and this netsmith reads up to 1: it was written by a newer one"),
         (lambda s, d: d.pop("networks"), r"networks: Field required"),
         (lambda s, d: d.update(networks=[]), r"networks is empty"),

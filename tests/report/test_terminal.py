@@ -10,6 +10,9 @@ from netsmith.report import (
     terminal_candidates,
     terminal_comparison,
     terminal_dissection,
+    terminal_rivals,
+    terminal_space,
+    terminal_widths,
     terminal_zoo,
 )
 
@@ -75,3 +78,45 @@ def test_a_comparison():
     assert "5 more cuts" in text
     nothing = {**comparison(1, 1), "values": [[None]]}
     assert line(printed(terminal_comparison(nothing)), "layer1.0") == ["layer1.0", "–", "–"]
+
+
+def test_the_widths_of_a_morph_from_details(morphed):
+    text = printed(terminal_widths(morphed[1], title="a morph"))
+    head = line(text, "ratio")
+    assert head == ["ratio", "params", "MACs", "accuracy,", "validation", "accuracy,", "test", "latency"]
+    assert line(text, "0.5 ")[:3] == ["0.5", "136.48k", "20.71M"]
+    assert line(text, "0.5 ")[-3:] == ["86.9%", "3.7", "ms"]
+    assert "0.125 (outside the fitted range)" in text
+    assert line(text, "base: resnet20")[2:4] == ["269.72k", "40.81M"]
+    assert line(text, "skip-only floor")[-3:] == ["10.0%", "10.2%", "–"]
+
+
+def test_the_widths_of_a_morph_from_the_summary(morphed, autoencoder):
+    text = printed(terminal_widths(morphed[0]))
+    assert line(text, "ratio") == ["ratio", "params", "MACs", "accuracy"]
+    assert line(text, "base") == ["base", "269.72k", "40.81M", "88.4%"]
+    assert line(text, "skip-only floor")[-1] == "10.2%"
+    text = printed(terminal_widths({**autoencoder[0], "metric": "elbo"}))
+    assert line(text, "ratio")[-1] == "ELBO"
+    assert line(text, "0.25")[-1] == "−0.4901"
+    assert "%" not in text
+    assert "skip-only" not in text
+
+
+def test_a_morph_without_widths():
+    assert "ratio" in printed(terminal_widths({"widths": None, "base": None}))
+
+
+def test_rivals(morphed):
+    text = printed(terminal_rivals(morphed[1]["rivals"], morphed[1]["task"]))
+    assert line(text, "Torch-Pruning L1")[-6:-2] == ["1,000", "0.75", "203.10k", "30.76M"]
+    assert line(text, "Torch-Pruning L1")[-1] == "86.6%"
+    assert len(text.splitlines()) == 13
+    assert "[x]" in printed(terminal_rivals([{"name": "[x]", "points": [{}]}]))
+
+
+def test_the_morph_space(morphed):
+    text = printed(terminal_space(morphed[1]["space"]))
+    assert line(text, "layer3.2.conv1") == ["layer3.2.conv1", "inner", "64", "16", "64"]
+    assert "padded shortcut: the output differs by 0.31" in text
+    assert "refused" not in printed(terminal_space({"groups": [{"name": "a", "width": 4}]}))

@@ -9,12 +9,16 @@ from netsmith.report.terminal import (
     terminal_dissection,
     terminal_zoo,
 )
+from netsmith.report.terminal_morph import terminal_rivals, terminal_space, terminal_widths
 
 __all__ = [
     "terminal_baselines",
     "terminal_candidates",
     "terminal_comparison",
     "terminal_dissection",
+    "terminal_rivals",
+    "terminal_space",
+    "terminal_widths",
     "terminal_zoo",
     "write_comparison",
     "write_report",

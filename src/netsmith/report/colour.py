@@ -39,6 +39,21 @@ _OTHER = "#7b8491"
 # points of plasma (same source as viridis): luminance rises all along, so that order shows without hue
 _RAMP = ("#6e00a8", "#8f0da4", "#ad2793", "#c6417d", "#da5b69", "#eb7655", "#f89540", "#feb72d")
 
+# for values on both sides of 0: blue below, orange above (apart for readers with any kind of colour vision)
+_BELOW, _MIDDLE, _ABOVE = (10, 76, 150), (244, 244, 244), (176, 72, 0)
+
+
+def diverging(n: int) -> tuple[tuple[int, int, int], ...]:
+    """`n` colours (an odd number) from blue through near white, which stands for 0, to orange."""
+    assert n % 2 == 1
+    half = n // 2
+    colours = []
+    for i in range(-half, half + 1):
+        end, share = (_BELOW if i < 0 else _ABOVE), (abs(i) / half) ** 0.8 if half else 0.0
+        r, g, b = (round(m + (e - m) * share) for m, e in zip(_MIDDLE, end, strict=True))
+        colours.append((r, g, b))
+    return tuple(colours)
+
 
 def rgb(colour: str) -> tuple[int, int, int]:
     """``#d55e00`` as three numbers 0..255."""

@@ -12,9 +12,10 @@ from pydantic import Field, model_validator
 
 from netsmith.errors import MissingDependencyError, OutputError
 from netsmith.report.heatmap import HeatmapData, draw_heatmap, fill, heatmap_data, scale_stops
-from netsmith.report.page import HEAT, NARROW, flatten, render, write_atomically
+from netsmith.report.rendering import NARROW, flatten, render, write_atomically
 from netsmith.report.results import Record, matrix, parse
 
+_HEAT = 700.0  # width of the picture: beside it stand its scale and the values under the pointer
 _CUT_NAMES = 48  # more cuts than this and the PNG leaves their names out
 
 
@@ -60,7 +61,7 @@ def _page(comparison: Comparison, heat: HeatmapData, values: np.ndarray) -> str:
         "comparison.html.j2",
         comparison=comparison,
         heat=heat,
-        heatmaps=(draw_heatmap(heat, HEAT, cuts=True), draw_heatmap(heat, NARROW, narrow=True, cuts=True)),
+        heatmaps=(draw_heatmap(heat, _HEAT, cuts=True), draw_heatmap(heat, NARROW, narrow=True, cuts=True)),
         best=best,
         top=max(scored, key=lambda b: b[2]) if scored else None,
         table=values.tolist() if values.size <= 2500 else None,

@@ -42,9 +42,10 @@ class Curve:
     summary: str
 
 
-def _references(
+def references(
     levels: Sequence[tuple[float, str]], y: Callable[[float], float], top: float, bottom: float
 ) -> list[Reference]:
+    """Dashed lines at `levels` `(value, name)`, their names moved apart where they would touch."""
     levels = sorted(levels, reverse=True)
     places = [y(value) for value, _ in levels]
     texts = spread([p - 5 for p in places], 14.0, top + 8, bottom - 4)
@@ -82,7 +83,7 @@ def draw_curve(
         path="M" + "L".join(f"{formats.rounded(a)},{formats.rounded(b)}" for a, b, _ in dots),
         dots=dots if len(dots) <= 60 else dots[-1:],
         last=text(values[-1][1]),
-        references=tuple(_references(levels, y, top, bottom)),
+        references=tuple(references(levels, y, top, bottom)),
         summary=f"{title} from {first} to {last}.",
     )
 

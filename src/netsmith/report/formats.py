@@ -59,6 +59,11 @@ def decimal(value: Real | None, digits: int = 4) -> str:
     return f"{value:.{digits}g}".replace("-", "−")
 
 
+def amount(value: Real | None) -> str:
+    """A quantity of any size, with four significant digits: ``110.6``, ``28.51k``."""
+    return count(value) if value is not None and abs(value) >= 9999.5 else decimal(value)
+
+
 def milliseconds(value: Real | None) -> str:
     """A latency: ``3.21 ms``."""
     return DASH if value is None or not math.isfinite(value) else f"{value:.3g} ms"
@@ -67,6 +72,16 @@ def milliseconds(value: Real | None) -> str:
 def megabytes(value: Real | None) -> str:
     """A memory size given in MB: ``12.5 MB``."""
     return DASH if value is None or not math.isfinite(value) else f"{value:.3g} MB"
+
+
+def size_bytes(value: Real | None) -> str:
+    """A file's size, in decimal units: ``812 B``, ``1.09 MB``."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(value) >= size * 0.9995:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f} B"
 
 
 def duration(value: Real | None) -> str:

@@ -57,18 +57,25 @@ def _overlap(a: Box, b: Box) -> bool:
 
 
 def place(
-    points: Sequence[tuple[float, float, str]], taken: Sequence[Box], bounds: Box, *, size: float, gap: float = 9.0
+    points: Sequence[tuple[float, float, str]],
+    taken: Sequence[Box],
+    bounds: Box,
+    *,
+    size: float,
+    gap: float = 9.0,
+    above: bool = False,
 ) -> list[Label | None]:
     """A label beside each point, first come first served; `None` where no side is free.
 
-    `points` are `(x, y, text)`; `taken` are boxes that no label may cover (the marks themselves).
+    `points` are `(x, y, text)`; `taken` are boxes that no label may cover (the marks themselves). Beside a point comes
+    first, or with `above`, over and under it: where lines run from left to right.
     """
     boxes = list(taken)
     labels: list[Label | None] = []
     for x, y, text in points:
         width = text_width(text, size)
         up, down, level = y - gap, y + gap + 0.72 * size, y + 0.35 * size
-        places = (
+        sides = (
             (x + gap, level, "start"),
             (x - gap, level, "end"),
             (x, up, "middle"),
@@ -78,6 +85,7 @@ def place(
             (x - 0.6 * gap, up, "end"),
             (x - 0.6 * gap, down, "end"),
         )
+        places = (*sides[2:], *sides[:2]) if above else sides
         labels.append(None)
         for left, base, anchor in places:
             begin = left - {"start": 0.0, "middle": width / 2, "end": width}[anchor]

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from netsmith.errors import OutputError
-from netsmith.report import formats
 from netsmith.report.bars import draw_bars, set_views
-from netsmith.report.colour import ink, network_colours
+from netsmith.report.colour import network_colours
 from netsmith.report.curve import tuning_curves
 from netsmith.report.flow import pieces
 from netsmith.report.heatmap import HeatmapData, draw_heatmap, fill, group_means, heatmap_data, scale_stops
-from netsmith.report.results import CandidateRecord, Results, read_results
+from netsmith.report.morph_page import morph_html
+from netsmith.report.morph_results import read_morph
+from netsmith.report.provenance import provenance, steps
+from netsmith.report.rendering import NARROW, WIDE, render, write_atomically
+from netsmith.report.results import CandidateRecord, Results, read_kind, read_results
 from netsmith.report.scatter import draw_scatter, scatter_data
 from netsmith.report.tips import Tips
 from netsmith.report.verdict import chosen_resources, limits_of, network_accuracy, resources, verdict, within
 
-# drawings come in two widths, shown by the width of the window: text keeps its size in both
-WIDE, NARROW = 960.0, 340.0
 HEAT = 700.0  # beside the heatmap stand its scale and the values under the pointer
 CANDIDATE_ROWS = 150
 _ACCURACIES = (
@@ -33,54 +28,6 @@ _ACCURACIES = (
     ("finetuned_validation", "tuned, validation"),
     ("finetuned_test", "tuned, test"),
 )
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("netsmith.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        count=formats.count,
-        exact=formats.exact,
-        mb=formats.megabytes,
-        percent=formats.percent,
-        points=formats.points,
-        decimal=formats.decimal,
-        duration=formats.duration,
-        ms=formats.milliseconds,
-        raw=formats.raw,
-        plural=formats.plural,
-        px=formats.rounded,
-        ink=ink,
-    )
-    return environment
-
-
-def render(template: str, **values: Any) -> str:
-    """A page from a template of this package; every value is escaped."""
-    return _environment().get_template(template).render(**values)
-
-
-def write_atomically(path: Path, content: bytes) -> Path:
-    """Writes all of `content` or nothing; OutputError says what stood in the way."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            partial.write_bytes(content)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}. Check that the folder exists, is yours to write "
-            "and has room."
-        ) from error
-    return path
 
 
 @dataclass(frozen=True)
@@ -157,61 +104,6 @@ def _similarity(results: Results) -> HeatmapData | None:
     return heatmap_data(results.similarity, labels, labels, groups, groups, record.metric)
 
 
-def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested mappings and lists as `(dotted name, text)` rows."""
-    if isinstance(value, Mapping):
-        return [row for k, v in value.items() for row in flatten(v, f"{prefix}.{k}" if prefix else str(k))]
-    if isinstance(value, (list, tuple)):
-        return [(prefix, ", ".join(str(v) for v in value))]
-    return [(prefix, formats.DASH if value is None else str(value))]
-
-
-def _seeds(config: str | None, details_extra: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Seeds, of details.json if it has them, else the lines of the configuration that set one."""
-    given = {k: v for k, v in details_extra.items() if "seed" in k}
-    if given or config is None:
-        return flatten(given)
-    lines = [line.strip() for line in config.splitlines() if line.strip().split(":")[0].strip("\"'").endswith("seed")]
-    return [(k.strip(), v.strip()) for k, _, v in (line.partition(":") for line in lines) if v.strip()]
-
-
-def _hashes(results: Results) -> list[tuple[str, str]]:
-    """SHA-256 of the small result files as they are, and of the artifact's files as its manifest has them."""
-    found = []
-    for name in ("summary.json", "details.json", "recipe.json", "config.yaml"):
-        path = results.folder / name
-        if path.is_file():
-            found.append((name, hashlib.sha256(path.read_bytes()).hexdigest()))
-    digests = ((n.name, n.extra.get("sha256")) for n in results.details.networks)
-    found += [(f"weights of {name}", digest) for name, digest in digests if isinstance(digest, str)]
-    files = results.artifact.get("files")
-    for name, entry in files.items() if isinstance(files, Mapping) else ():
-        value = entry.get("sha256") if isinstance(entry, Mapping) else entry
-        if isinstance(value, str):
-            found.append((f"artifact/{name}", value))
-    return found
-
-
-def _provenance(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:
-    details = results.details
-    groups = [
-        ("Versions", flatten(details.versions)),
-        ("Data", flatten(details.extra.get("data", {}))),
-        ("Machine", flatten(details.machine)),
-        ("Seeds", _seeds(results.config, details.extra)),
-        ("SHA-256", [*flatten(details.extra.get("hashes", {})), *_hashes(results)]),
-    ]
-    return [(title, rows) for title, rows in groups if rows]
-
-
-def _seconds(results: Results) -> list[tuple[str, float, float]]:
-    """`(step, seconds, share of the longest)`; a field `total` is no step."""
-    raw = results.details.seconds or results.summary.seconds
-    steps = {k: v for k, v in raw.items() if v is not None and k != "total"}
-    longest = max(steps.values(), default=1.0) or 1.0
-    return [(k.replace("_", " "), v, v / longest) for k, v in steps.items()]
-
-
 def _drawings(results: Results, tips: Tips) -> dict[str, Any]:
     """Every drawing in both widths."""
     limits = limits_of(results)
@@ -245,12 +137,13 @@ def report_html(results: Results) -> str:
     used = list(dict.fromkeys(b.rpartition("[")[0] for b in results.summary.blocks))
     colours = network_colours(names, used)
     drawings = _drawings(results, tips)
-    seconds = _seconds(results)
+    details = results.details
+    seconds, total = steps(details.seconds or results.summary.seconds)
     return render(
         "report.html.j2",
         head=head,
         summary=results.summary,
-        details=results.details,
+        details=details,
         values=chosen_resources(results),
         colours=colours,
         used=used,
@@ -259,9 +152,17 @@ def report_html(results: Results) -> str:
         candidates=_candidates(results),
         zoo=_zoo(results, colours),
         seconds=seconds,
-        total=results.details.seconds.get("total") or sum(s for _, s, _ in seconds),
+        total=total,
         config=results.config,
-        provenance=_provenance(results),
+        provenance=provenance(
+            results.folder,
+            versions=details.versions,
+            machine=details.machine,
+            extra=details.extra,
+            config=results.config,
+            weights=[(n.name, n.extra.get("sha256")) for n in details.networks],
+            manifest=results.artifact,
+        ),
         fill=fill,
         tips=tips.texts,
         **drawings,
@@ -272,7 +173,9 @@ def write_report(folder: Path) -> Path:
     """Reads `summary.json` and `details.json` of `folder` (and `config.yaml`, `artifact/manifest.json` if there) and
     writes `report.html` beside them, all or nothing. Returns its path.
 
+    The folder is of `netsmith reassemble` or of `netsmith morph`: `kind` in summary.json says which.
+
     Raises ArtifactError when a file is missing or malformed, OutputError when the page cannot be written.
     """
-    page = report_html(read_results(folder))
+    page = morph_html(read_morph(folder)) if read_kind(folder) == "morph" else report_html(read_results(folder))
     return write_atomically(folder / "report.html", page.encode("utf-8"))

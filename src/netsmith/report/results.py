@@ -238,8 +238,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(
-            f"{path.parent} holds no {path.name}, so it is no finished output folder of `netsmith reassemble`. "
-            "Give the folder that --out named, or run `netsmith reassemble` to the end first."
+            f"{path.parent} holds no {path.name}, so it is no finished output folder of `netsmith reassemble` or "
+            "`netsmith morph`. Give the folder that --out named, or run the command to the end first."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} cannot be read: {error}.") from error
@@ -320,27 +320,33 @@ def _check(details: Details, path: Path) -> np.ndarray | None:
     return matrix(table.values, len(table.labels), len(table.labels), f"{path}: similarity.values")
 
 
+def read_kind(folder: Path) -> Literal["reassembly", "morph"]:
+    """What `summary.json` of `folder` sums up. Raises ArtifactError when it is missing, no JSON, or of another kind."""
+    path = folder / "summary.json"
+    raw = read_json(path)
+    kind = raw.get("kind") if isinstance(raw, dict) else None
+    if kind == "reassembly" or kind == "morph":
+        return kind
+    raise ArtifactError(f"{path}: a report is drawn for kind 'reassembly' or 'morph', came {kind!r}.")
+
+
+def surroundings(folder: Path) -> tuple[str | None, dict[str, Any]]:
+    """`config.yaml` as text and the artifact's manifest, as far as they are there."""
+    config = folder / "config.yaml"
+    manifest = folder / "artifact" / "manifest.json"
+    found = read_json(manifest) if manifest.is_file() else {}
+    text = config.read_text(encoding="utf-8") if config.is_file() else None
+    return text, found if isinstance(found, dict) else {}
+
+
 def read_results(folder: Path) -> Results:
     """Reads and checks `summary.json` and `details.json` of `folder`, and `config.yaml` and the manifest if there.
 
     Raises ArtifactError with what was expected, what came and where.
     """
     summary_path, details_path = folder / "summary.json", folder / "details.json"
-    raw = read_json(summary_path)
-    kind = raw.get("kind") if isinstance(raw, dict) else None
-    if kind != "reassembly":
-        raise ArtifactError(f"{summary_path}: a report is drawn for kind 'reassembly', came {kind!r}.")
-    summary = parse(Summary, raw, str(summary_path))
+    summary = parse(Summary, read_json(summary_path), str(summary_path))
     details = parse(Details, read_json(details_path), str(details_path))
     similarity = _check(details, details_path)
-    config = folder / "config.yaml"
-    manifest = folder / "artifact" / "manifest.json"
-    artifact = read_json(manifest) if manifest.is_file() else {}
-    return Results(
-        folder=folder,
-        summary=summary,
-        details=details,
-        similarity=similarity,
-        config=config.read_text(encoding="utf-8") if config.is_file() else None,
-        artifact=artifact if isinstance(artifact, dict) else {},
-    )
+    config, artifact = surroundings(folder)
+    return Results(folder, summary, details, similarity, config, artifact)

@@ -27,7 +27,10 @@ class Axis:
 
     def __call__(self, value: float) -> float:
         """The place of `value`; values beyond the axis are held at its ends."""
-        value = min(max(value, self.low), self.high)
+        return self.beyond(min(max(value, self.low), self.high))
+
+    def beyond(self, value: float) -> float:
+        """The place of `value`, outside the drawing for values beyond the axis."""
         if self.log:
             share = math.log(value / self.low) / math.log(self.high / self.low)
         else:

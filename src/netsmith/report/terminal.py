@@ -13,7 +13,7 @@ from netsmith.report import formats
 Row = Mapping[str, Any]
 
 
-def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+def plain_table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
     """A table with `left` columns of text and `right` columns of numbers. Names may hold brackets: never markup."""
     table = Table(
         title=Text(title) if title else None, title_justify="left", header_style="bold", box=None, pad_edge=False
@@ -25,7 +25,8 @@ def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
     return table
 
 
-def _accuracy(row: Row, split: str) -> float | None:
+def split_value(row: Row, split: str) -> formats.Real | None:
+    """`accuracy` of `row` on `split`; a bare number is of the test split."""
     accuracy = row.get("accuracy")
     return accuracy.get(split) if isinstance(accuracy, Mapping) else (accuracy if split == "test" else None)
 
@@ -37,8 +38,8 @@ def _licence(row: Row) -> Text:
 
 def terminal_zoo(networks: Sequence[Row]) -> Table:
     """The zoo; rows as `networks` of details.json (`name`, `source`, `licence`, `params`, `macs`, `accuracy`, ...)."""
-    splits = [s for s in ("validation", "test") if any(_accuracy(n, s) is not None for n in networks)]
-    table = _table("", ["network", "source", "licence"], ["units", "params", "MACs", *splits])
+    splits = [s for s in ("validation", "test") if any(split_value(n, s) is not None for n in networks)]
+    table = plain_table("", ["network", "source", "licence"], ["units", "params", "MACs", *splits])
     for n in networks:
         units = n.get("units")
         table.add_row(
@@ -48,7 +49,7 @@ def terminal_zoo(networks: Sequence[Row]) -> Table:
             str(units if isinstance(units, int) else len(units)) if units is not None else formats.DASH,
             formats.count(n.get("params")),
             formats.count(n.get("macs")),
-            *(formats.percent(_accuracy(n, s)) for s in splits),
+            *(formats.percent(split_value(n, s)) for s in splits),
         )
     return table
 
@@ -59,7 +60,9 @@ def terminal_candidates(candidates: Sequence[Row], *, most: int = 10) -> Table:
     scores = list(dict.fromkeys(s for c in shown for s in c.get("scores") or {}))
     keys = list(dict.fromkeys(k for c in shown for k, v in (c.get("accuracy") or {}).items() if v is not None))
     title = f"{len(shown)} of {len(candidates)} candidates" if len(shown) < len(candidates) else ""
-    table = _table(title, ["", "blocks"], ["params", "MACs", "cost", *scores, *(k.replace("_", " ") for k in keys)])
+    table = plain_table(
+        title, ["", "blocks"], ["params", "MACs", "cost", *scores, *(k.replace("_", " ") for k in keys)]
+    )
     for c in shown:
         table.add_row(
             Text(f"{c['rank']}{' ←' if c.get('chosen') else ''}"),
@@ -76,7 +79,7 @@ def terminal_candidates(candidates: Sequence[Row], *, most: int = 10) -> Table:
 
 def terminal_dissection(network: Row) -> Table:
     """The units of one network; `network` as in `networks` of details.json (layouts as words or as `{"kind": ...}`)."""
-    table = _table(str(network["name"]), ["", "unit", "layout", "shape"], ["params", "MACs"])
+    table = plain_table(str(network["name"]), ["", "unit", "layout", "shape"], ["params", "MACs"])
 
     def add(index: str, name: str, layout: Any, shapes: str, row: Row) -> None:
         kind = layout.get("kind") if isinstance(layout, Mapping) else layout
@@ -97,7 +100,7 @@ def terminal_dissection(network: Row) -> Table:
 
 def terminal_baselines(baselines: Sequence[Row]) -> Table:
     """What the new network is compared with; rows as `baselines` of details.json."""
-    table = _table("", ["baseline", "note"], ["params", "MACs", "accuracy"])
+    table = plain_table("", ["baseline", "note"], ["params", "MACs", "accuracy"])
     for b in baselines:
         table.add_row(
             Text(str(b["name"])),
@@ -112,7 +115,7 @@ def terminal_baselines(baselines: Sequence[Row]) -> Table:
 def terminal_comparison(data: Row, *, most: int = 40) -> Table:
     """For each cut of the first network the cut of the second that is most like it; `data` as `write_comparison`'s."""
     rows, columns = data["rows"], data["columns"]
-    table = _table(
+    table = plain_table(
         f"{rows['name']} against {columns['name']}", ["cut", "most like"], [str(data.get("metric", "similarity"))]
     )
     for name, values in list(zip(rows["cuts"], data["values"], strict=True))[:most]:

@@ -45,6 +45,7 @@
       return number === undefined ? cell.textContent.trim() : number === "" ? null : Number(number);
     };
     heads.forEach((head, i) => {
+      if (!head.textContent.trim()) return; // bars have no order of their own
       const press = document.createElement("button");
       press.type = "button";
       press.append(...head.childNodes);
