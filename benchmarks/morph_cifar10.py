@@ -24,7 +24,7 @@ from netsmith.core.data import open_data
 from netsmith.core.network import load_source
 from netsmith.core.settings import TrainSettings
 from netsmith.morph.fit import FitSettings
-from netsmith.morph.pipeline import morph
+from netsmith.morph.pipeline import make_morphable
 from netsmith.morph.saving import artifact_bytes, base_bytes, save_morphed
 
 RATIOS = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
@@ -99,7 +99,7 @@ def run(name: str, arguments: argparse.Namespace) -> None:
         shown = {k: round(v, 4) for k, v in entry.items() if "@" in k or k in ("epoch", "loss")}
         print(name, f"{time.perf_counter() - began:.0f}s", shown, flush=True)
 
-    result = morph(
+    result = make_morphable(
         network,
         open_data(arguments.data),
         blocks=space_name,

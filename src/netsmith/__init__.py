@@ -11,14 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from netsmith.core.artifact import load
+    from netsmith.core.channels import WidthGroups, permute, resize, width_groups
     from netsmith.core.data import Splits, open_data, probe_set
     from netsmith.core.engine import TrainSettings, evaluate, train
+    from netsmith.core.folding import fold_batch_norms
     from netsmith.core.graph import Chain, Cut, Layout, Unit, dissect
     from netsmith.core.network import Network, Preprocess, load_source
     from netsmith.core.profile import Bound, Budget, count_macs, count_params, measure_latency, memory_bytes
     from netsmith.core.tasks import Classification, Generation, Segmentation, make_task
     from netsmith.core.zoo import ZooEntry, load_zoo, load_zoo_file
     from netsmith.errors import NetsmithError
+    from netsmith.morph.fit import FitSettings
+    from netsmith.morph.pipeline import Morphed, make_morphable
+    from netsmith.morph.sample import MorphableModel, Sampling
+    from netsmith.morph.saving import load_morphed, save_morphed
+    from netsmith.morph.smooth import Smoothed, smooth
+    from netsmith.morph.space import MorphSpace, morph_space
     from netsmith.reassembly.blocks import Block
     from netsmith.reassembly.partition import Partition, partition
     from netsmith.reassembly.pipeline import Reassembled, reassemble
@@ -34,14 +42,22 @@ __version__ = "0.1.0"
 
 _HOME = {
     "core.artifact": ("load",),
+    "core.channels": ("WidthGroups", "permute", "resize", "width_groups"),
     "core.data": ("Splits", "open_data", "probe_set"),
     "core.engine": ("TrainSettings", "evaluate", "train"),
+    "core.folding": ("fold_batch_norms",),
     "core.graph": ("Chain", "Cut", "Layout", "Unit", "dissect"),
     "core.network": ("Network", "Preprocess", "load_source"),
     "core.profile": ("Bound", "Budget", "count_macs", "count_params", "measure_latency", "memory_bytes"),
     "core.tasks": ("Classification", "Generation", "Segmentation", "make_task"),
     "core.zoo": ("ZooEntry", "load_zoo", "load_zoo_file"),
     "errors": ("NetsmithError",),
+    "morph.fit": ("FitSettings",),
+    "morph.pipeline": ("Morphed", "make_morphable"),
+    "morph.sample": ("MorphableModel", "Sampling"),
+    "morph.saving": ("load_morphed", "save_morphed"),
+    "morph.smooth": ("Smoothed", "smooth"),
+    "morph.space": ("MorphSpace", "morph_space"),
     "reassembly.blocks": ("Block",),
     "reassembly.partition": ("Partition", "partition"),
     "reassembly.pipeline": ("Reassembled", "reassemble"),
@@ -64,8 +80,12 @@ __all__ = [
     "Choice",
     "Classification",
     "Cut",
+    "FitSettings",
     "Generation",
     "Layout",
+    "MorphSpace",
+    "MorphableModel",
+    "Morphed",
     "NetsmithError",
     "Network",
     "Partition",
@@ -74,13 +94,16 @@ __all__ = [
     "Reassembled",
     "Recipe",
     "Representations",
+    "Sampling",
     "ScoreContext",
     "SearchResult",
     "Segmentation",
     "SimilarityTable",
+    "Smoothed",
     "Splits",
     "TrainSettings",
     "Unit",
+    "WidthGroups",
     "ZooEntry",
     "assemble",
     "count_macs",
@@ -88,27 +111,36 @@ __all__ = [
     "dissect",
     "evaluate",
     "fit",
+    "fold_batch_norms",
     "get_score",
     "k_best",
     "load",
+    "load_morphed",
     "load_reassembled",
     "load_source",
     "load_zoo",
     "load_zoo_file",
+    "make_morphable",
     "make_task",
     "measure_latency",
     "memory_bytes",
+    "morph_space",
     "open_data",
     "partition",
+    "permute",
     "plan_recipe",
     "probe_set",
     "reassemble",
     "represent",
+    "resize",
+    "save_morphed",
     "save_reassembled",
     "score",
     "score_names",
     "similarity",
+    "smooth",
     "train",
+    "width_groups",
     "write_results",
 ]
 

@@ -12,7 +12,7 @@ from netsmith.core.network import Network
 from netsmith.core.profile import format_count
 from netsmith.core.zoo import describe_source, load_zoo
 from netsmith.errors import DataError
-from netsmith.morph.pipeline import morph
+from netsmith.morph.pipeline import make_morphable
 from netsmith.morph.results import Summary
 from netsmith.morph.saving import write_results
 from netsmith.report import write_report
@@ -23,7 +23,7 @@ def execute(config: MorphConfig, out: Path, *, device: str, progress: Progress |
     data = config.data
     splits = open_data(data.source, seed=data.seed, validation_fraction=data.validation_fraction, size=data.size)
     network = base_network(config, splits)
-    result = morph(
+    result = make_morphable(
         network,
         splits,
         blocks=config.space.blocks,
@@ -55,7 +55,10 @@ def base_network(config: MorphConfig, splits: Splits) -> Network:
     Raises:
         DataError: it tells other classes apart than the data has.
     """
-    network = load_zoo((config.network,), pretrained=config.pretrained, seed=config.seed)[0]
+    entry = config.network
+    if config.weights is not None:
+        entry = entry.model_copy(update={"source": f"{entry.source}#{config.weights}"})
+    network = load_zoo((entry,), pretrained=config.pretrained, seed=config.seed)[0]
     if config.task is not None:
         network.task = config.task
     if network.task != "generation" and network.num_classes != len(splits.classes):
@@ -100,7 +103,12 @@ def plan(config: MorphConfig) -> list[str]:
     ]
     return [
         f"network: {info.name}, {params} params, {fetch}, {licence}",
+        *([] if config.weights is None else [f"weights: {config.weights}{_missing(config.weights)}"]),
         f"data: {config.data.source}",
         "steps:",
         *(f"  {i}. {step}" for i, step in enumerate(steps, start=1)),
     ]
+
+
+def _missing(file: Path) -> str:
+    return "" if file.is_file() else " (not there yet: train the base first)"

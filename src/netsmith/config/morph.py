@@ -11,7 +11,6 @@ from pydantic import Field, field_validator, model_validator
 from netsmith.config.reading import load_config
 from netsmith.config.sections import DataSection, Machine, Section, one_of
 from netsmith.core.settings import TrainSettings
-from netsmith.core.tasks import TASKS
 from netsmith.core.zoo import ZooEntry
 from netsmith.morph.fit import FitSettings
 from netsmith.morph.generator import GENERATORS
@@ -100,6 +99,9 @@ class MorphConfig(Machine):
 
     network: ZooEntry
     pretrained: bool = Field(default=True, description="fetch the library's weights; otherwise they are random")
+    weights: Path | None = Field(
+        default=None, description="file of the base's weights; unlike one behind a #, it may be missing for --plan"
+    )
     data: DataSection
     task: Literal["classification", "segmentation", "generation"] | None = Field(
         default=None, description="what the network is for; default: what its source says"
@@ -119,18 +121,24 @@ class MorphConfig(Machine):
     )
     latency: bool = Field(default=False, description="measure milliseconds an image at each ratio, too")
 
+    @field_validator("weights")
+    @classmethod
+    def _from_the_config(cls, value: Path | None, info: Any) -> Path | None:
+        base = (info.context or {}).get("base")
+        return value if value is None or base is None else base / value.expanduser()
+
+    @model_validator(mode="after")
+    def _one_weights_file(self) -> MorphConfig:
+        if self.weights is not None and "#" in self.network.source:
+            raise ValueError("weights are given twice: behind the # of network.source, and in weights")
+        return self
+
     @field_validator("ratios")
     @classmethod
     def _positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if min(value) <= 0:
             raise ValueError(f"ratios must be above 0, got {list(value)}")
         return tuple(dict.fromkeys(value))
-
-    @field_validator("task")
-    @classmethod
-    def _task(cls, value: str | None) -> str | None:
-        assert value is None or value in TASKS
-        return value
 
 
 def load_morph_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> MorphConfig:

@@ -12,7 +12,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +28,7 @@ __all__ = [
     "SCHEMA",
     "Cache",
     "CacheEntry",
+    "Sized",
     "build",
     "builder",
     "digest",
@@ -60,6 +61,15 @@ _builders: dict[str, Builder] = {}
 
 LOADERS = "netsmith.loaders"
 """Entry point group; an entry is called like the kind, and its module registers the loader with `loader`."""
+
+
+@runtime_checkable
+class Sized(Protocol):
+    """What the loader of a morphable artifact gives: networks at a ratio of its widths."""
+
+    def at(self, size: float) -> nn.Module:
+        """A plain network at this ratio."""
+        ...
 
 
 def loader(kind: str) -> Callable[[_L], _L]:

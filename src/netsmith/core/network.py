@@ -200,8 +200,7 @@ def _open_artifact(source: Source) -> tuple[Facts, nn.Module, str | None]:
             f"'{source}': only a morphable artifact has sizes, and {source.name} is of kind '{manifest['kind']}'. "
             f"Name it without '@{source.detail}'."
         )
-    if source.detail is not None:
-        raise SourceError(f"'{source}': this version cannot read a morphable artifact at a size.")
+    ratio = _ratio(source) if source.detail is not None else None
     known = replace(known, weights="weights.safetensors", licence=manifest.get("licence"))
     known = replace(known, commercial=manifest.get("commercial"), num_classes=manifest.get("num_classes"))
     known = replace(known, task=str(manifest.get("task", known.task)))
@@ -214,7 +213,22 @@ def _open_artifact(source: Source) -> tuple[Facts, nn.Module, str | None]:
             ) from error
         known = replace(known, mean=found.mean, std=found.std)
         known = replace(known, input_size=found.input_size, interpolation=found.interpolation)
-    return known, artifact.load(source.name), None
+    model = artifact.load(source.name)
+    if ratio is not None:
+        assert isinstance(model, artifact.Sized)
+        model = model.at(ratio)
+    return known, model, None
+
+
+def _ratio(source: Source) -> float:
+    """The size behind the @ of a morphable artifact."""
+    try:
+        ratio = float(source.detail or "")
+    except ValueError:
+        ratio = 0.0
+    if not 0.0 < ratio < float("inf"):
+        raise SourceError(f"'{source}': behind the @ goes a ratio above 0, such as {source.name}@0.5.")
+    return ratio
 
 
 def builder_options(

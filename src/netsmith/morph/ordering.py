@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from netsmith.core.channels import WidthGroup, entries, permute
@@ -16,11 +15,11 @@ from netsmith.core.images import batches
 from netsmith.core.network import Network
 from netsmith.morph.importance import by_importance, channel_importance
 from netsmith.morph.paths import channel_order
+from netsmith.morph.smooth import WeightPicture, weight_picture
 from netsmith.morph.space import MorphSpace
 
 Order = Literal["auto", "importance", "smooth", "none"]
 _BATCH = 64
-_PICTURE = 64
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,14 @@ class GroupOrder:
 class Ordered:
     """What was done: the old index of each new channel by group, and each group's total variation.
 
-    `picture` is a weight matrix before and after: `(tensor, before, after)`, rows of numbers.
+    `picture` is a weight matrix before and after.
     """
 
     order: Order
     solver: str
     orders: dict[str, tuple[int, ...]]
     groups: tuple[GroupOrder, ...]
-    picture: tuple[str, list[list[float]], list[list[float]]]
+    picture: tuple[WeightPicture, WeightPicture]
 
 
 def order_channels(
@@ -94,10 +93,10 @@ def order_channels(
         placed = rows[list(orders[group.name])]
         found.append(GroupOrder(group.name, group.width, _variation(rows), _variation(placed), bound, same))
     shown = space.groups[-1]
-    name, before = _picture(model, shown)
+    before = weight_picture(model, shown)
     for group in space.groups:
         permute(model, group, orders[group.name])
-    return Ordered(order, solver, orders, tuple(found), (name, before, _picture(model, shown)[1]))
+    return Ordered(order, solver, orders, tuple(found), (before, weight_picture(model, shown)))
 
 
 def _one(
@@ -123,15 +122,6 @@ def _one(
 
 def _variation(rows: Tensor) -> float:
     return float((rows[1:] - rows[:-1]).double().abs().sum())
-
-
-def _picture(model: nn.Module, group: WidthGroup) -> tuple[str, list[list[float]]]:
-    """Mean size of the weights of a group's first matrix, rows its channels; at most 64 each way."""
-    axis = next((a for a in group.axes if not a.fan_in and a.tensor.endswith("weight")), group.axes[0])
-    tensor = model.state_dict()[axis.tensor].float().movedim(axis.dim, 0)
-    matrix = tensor.flatten(2).mean(dim=2) if tensor.ndim > 2 else tensor.reshape(len(tensor), -1)
-    shown: Sequence[Sequence[float]] = torch.round(matrix[:_PICTURE, :_PICTURE], decimals=5).tolist()
-    return axis.tensor, [list(row) for row in shown]
 
 
 def _batches(data: Splits, network: Network, seed: int) -> Iterator[Tensor]:

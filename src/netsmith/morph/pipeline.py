@@ -99,7 +99,7 @@ def default_keyframes(space: MorphSpace) -> dict[str, Any]:
     return {"keyframes": [*ratios, min(low, 0.999 * ratios[-1])], "coarse": low / 2}
 
 
-def morph(
+def make_morphable(
     network: Network,
     data: Splits,
     *,

@@ -211,7 +211,11 @@ def details_of(result: Morphed, size: int, rivals: list[dict[str, Any]]) -> Deta
             "after": sum(g.after for g in ordered.groups),
             "bound": sum(bounds) if len(bounds) == len(ordered.groups) else None,
             "groups": [asdict(g) for g in ordered.groups],
-            "picture": dict(zip(("tensor", "before", "after"), ordered.picture, strict=True)),
+            "picture": {
+                "tensor": ordered.picture[0].tensor,
+                "before": [[round(v, 5) for v in row] for row in ordered.picture[0].values],
+                "after": [[round(v, 5) for v in row] for row in ordered.picture[1].values],
+            },
         },
         generator={
             "kind": generator.kind,
