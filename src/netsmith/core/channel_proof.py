@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from netsmith.core.channel_resize import permute, resize
 from netsmith.core.channel_types import WidthGroup
 
+T = TypeVar("T")
 # Relative to the largest output.
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
 # What a network that was given tensors of another size raises.
@@ -116,16 +118,14 @@ def same(output: Tensor, expected: Tensor, tolerance: float | None = None) -> bo
     return bool((output - expected).abs().max() <= limit * expected.abs().max().clamp_min(1e-30))
 
 
-def sift(
-    groups: Sequence[WidthGroup], holds: Callable[[Sequence[WidthGroup]], bool]
-) -> tuple[list[WidthGroup], list[WidthGroup]]:
+def sift(things: Sequence[T], holds: Callable[[Sequence[T]], bool]) -> tuple[list[T], list[T]]:
     """Those that pass and those that fail, testing many together and halving where a test fails."""
-    if not groups or holds(groups):
-        return list(groups), []
-    if len(groups) == 1:
-        return [], list(groups)
-    half = len(groups) // 2
-    first, second = sift(groups[:half], holds), sift(groups[half:], holds)
+    if not things or holds(things):
+        return list(things), []
+    if len(things) == 1:
+        return [], list(things)
+    half = len(things) // 2
+    first, second = sift(things[:half], holds), sift(things[half:], holds)
     return first[0] + second[0], first[1] + second[1]
 
 

@@ -1,141 +1,222 @@
-"""Batch norms folded into the layer before them, and batch-norm statistics estimated anew."""
+"""Batch norms: folded into the layers before them, or estimated anew."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from netsmith.core.trial import untouched
+from netsmith.core.channel_proof import MISFIT, same, sift
+from netsmith.core.trial import check_arguments, run_whole, trial_batches, untouched
+from netsmith.errors import ChannelError
 
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_LAYERS = frozenset(f"{kind}{n}d" for kind in ("conv", "conv_transpose") for n in (1, 2, 3)) | {"linear"}
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+_Pair = tuple[str, str]  # a layer and the batch norm after it
+_MADE_BY = "_netsmith_made_by"
+# Relative to the largest output.
 _TOLERANCE = 1e-5
 
 
-def fold_batch_norms(model: nn.Module, example_input: Tensor) -> nn.Module:
-    """A copy in which every batch norm right behind a convolution or linear layer is folded into it.
+class FoldedNormAct(nn.Module):
+    """What is left of a batch norm with an activation of its own once it was folded."""
 
-    Grouped, depthwise, dilated and transposed convolutions too. The layer gets a bias, the norm gives way to an
-    identity (or to the activation that it held, as timm's do). Each fold must leave the output in eval mode as it was
-    (largest difference over largest output: 1e-5); those that do not, such as of layers whose output goes elsewhere
-    too, are put back. Norms that are folded cannot be trained any more: the copy computes what the network does in
-    eval mode.
+    def __init__(self, drop: nn.Module, act: nn.Module) -> None:
+        super().__init__()
+        self.drop = drop
+        self.act = act
 
-    Args:
-        model: the network; it is not changed.
-        example_input: a batch as the network takes it; of noise rather than zeros, so that differences show.
+    def forward(self, x: Tensor) -> Tensor:
+        """The activation of `x`."""
+        return self.act(self.drop(x))
+
+
+def fold_batch_norms(model: nn.Module, example_input: Tensor, *, name: str = "") -> nn.Module:
+    """A copy in eval mode whose batch norms directly after a convolution or linear layer are folded into it.
+
+    Folded are norms with running statistics whose input is the output of one layer that nothing else reads: grouped,
+    depthwise, dilated and transposed convolutions too. The norm becomes an identity (or its activation), the layer
+    gets a bias. `example_input` is a batch `(n, ...)` as the network takes it. The copy was seen to give the network's
+    output to 1e-5 of the largest value; norms for which it does not are kept, and a warning names them. Batch norms
+    elsewhere (before a convolution, after a concatenation) stay.
+
+    Raises DissectionError for a network that does not run on the example.
     """
-    folded = copy.deepcopy(model).eval()
-    with torch.no_grad(), untouched(folded):
-        expected = folded(example_input)
-        for layer, norm in _pairs(folded, example_input):
-            kept = {name: copy.deepcopy(folded.get_submodule(name)) for name in (layer, norm)}
-            _fold(folded, layer, norm)
-            if not _same(folded(example_input), expected):
-                for name, module in kept.items():
-                    _put(folded, name, module)
+    label = name or type(model).__name__
+    check_arguments(model, example_input, label)
+    with untouched(model):
+        model.eval()
+        x, _ = trial_batches(example_input)
+        run_whole(model, x, label)
+        precise, x = _precise(model, x)
+        pairs = _pairs(precise, x[:1])
+        with torch.no_grad():
+            expected = precise(x.clone())
+
+            def holds(some: Sequence[_Pair]) -> bool:
+                return same(_folded(precise, some)(x.clone()), expected, _TOLERANCE)
+
+            good, bad = sift(pairs, holds)
+        folded = _folded(copy.deepcopy(model).eval(), good)
+    if bad:
+        named = ", ".join(norm for _, norm in bad)
+        warnings.warn(f"{label}: folding {named} changes the output, so it is kept", stacklevel=2)
     return folded
 
 
-@torch.no_grad()
-def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Estimate the running statistics of all batch norms anew, in place, as plain means over the batches.
+def _precise(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
+    """A copy in double precision, so that what differs is no rounding; as it is where the network's code objects."""
+    if not x.is_floating_point():
+        return copy.deepcopy(model), x
+    twin = copy.deepcopy(model).double()
+    try:
+        with torch.no_grad():
+            twin(x.double())
+    except MISFIT:
+        return copy.deepcopy(model), x
+    return twin, x.double()
 
-    Returns the number of batches. The network's mode is left as it was; everything but batch norms stays in eval mode
-    meanwhile, so that dropout does not disturb the statistics.
+
+class _Watch(TorchFunctionMode):
+    """Which batch norm reads the output of which layer, and how often each output is read."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.layers = _owners(model, "weight", (nn.modules.conv._ConvNd, nn.Linear))
+        self.norms = _owners(model, "running_mean", (_BatchNorm,))
+        self.read: dict[str, list[str]] = defaultdict(list)  # layer -> what read its output: a norm's name, or ""
+        self.calls: Counter[str] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run `func` and note what it read and made."""
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        given = [t for t in [*args, *kwargs.values()] if isinstance(t, Tensor)]
+        reader = ""
+        if name == "batch_norm":
+            reader = next((self.norms[id(t)] for t in given if id(t) in self.norms), "")
+            self.calls[reader] += 1
+        if isinstance(out, (Tensor, list, tuple)):
+            for value in [*args, *kwargs.values()]:
+                for t in value if isinstance(value, (list, tuple)) else [value]:
+                    if isinstance(t, Tensor) and (layer := getattr(t, _MADE_BY, None)) is not None:
+                        self.read[layer].append(reader)
+        made_here = name in _LAYERS and isinstance(out, Tensor) and (name != "linear" or out.ndim == 2)
+        if made_here and (layer := next((self.layers[id(t)] for t in given if id(t) in self.layers), None)) is not None:
+            self.calls[layer] += 1
+            setattr(out, _MADE_BY, layer)
+        return out
+
+
+def _owners(model: nn.Module, tensor: str, kinds: tuple[type, ...]) -> dict[int, str]:
+    """The module that holds each tensor of a name, by the tensor's identity; those that several hold are left out."""
+    found: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules():
+        value = getattr(module, tensor, None) if isinstance(module, kinds) else None
+        if isinstance(value, Tensor):
+            found[id(value)].append(name)
+    return {i: names[0] for i, names in found.items() if len(names) == 1}
+
+
+def _pairs(model: nn.Module, x: Tensor) -> list[_Pair]:
+    watch = _Watch(model)
+    with torch.no_grad(), watch:
+        model(x.clone())
+    return [
+        (layer, norms[0])
+        for layer, norms in watch.read.items()
+        if len(norms) == 1
+        and norms[0]
+        and watch.calls[layer] == watch.calls[norms[0]] == 1
+        and _remains(model.get_submodule(norms[0])) is not None
+    ]
+
+
+def _remains(norm: nn.Module) -> nn.Module | None:
+    """What takes the place of a folded norm; nothing where its class does more than is known."""
+    if not any(True for _ in norm.children()):
+        return nn.Identity() if type(norm).__module__.startswith("torch.nn.") else None
+    parts = dict(norm.named_children())
+    if set(parts) <= {"drop", "act"} and "act" in parts:
+        return FoldedNormAct(parts.get("drop", nn.Identity()), parts["act"])
+    return None
+
+
+def _folded(model: nn.Module, pairs: Sequence[_Pair]) -> nn.Module:
+    new = copy.deepcopy(model)
+    for layer, norm in pairs:
+        module: Any = new.get_submodule(norm)
+        _fold(new.get_submodule(layer), module)
+        parent, _, own = norm.rpartition(".")
+        remains = _remains(module)
+        assert remains is not None
+        setattr(new.get_submodule(parent), own, remains.train(module.training))
+    return new
+
+
+def _fold(layer: Any, norm: Any) -> None:
+    """Write `norm(layer(x))` into the layer's weight and bias."""
+    with torch.no_grad():
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = scale * norm.weight.double()
+        shift = -norm.running_mean.double() * scale
+        if norm.bias is not None:
+            shift = shift + norm.bias.double()
+        if layer.bias is not None:
+            shift = shift + layer.bias.double() * scale
+        weight = layer.weight
+        if isinstance(layer, nn.modules.conv._ConvTransposeNd):  # (in, out / groups, ...)
+            grouped = weight.double().unflatten(0, (layer.groups, -1))
+            factor = scale.view(layer.groups, 1, -1, *[1] * (weight.ndim - 2))
+            new = (grouped * factor).flatten(0, 1)
+        else:
+            new = weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))
+        layer.weight = nn.Parameter(new.to(weight), requires_grad=weight.requires_grad)
+        layer.bias = nn.Parameter(shift.to(weight), requires_grad=weight.requires_grad)
+
+
+def recalibrate(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -> None:
+    """Estimate the running statistics of all batch norms anew, in place: the average over the batches.
+
+    A batch is a tensor `(n, ...)` as the network takes it, or a sequence that begins with one (images and labels). Only
+    the statistics change; modes are left as they were. A network without batch norms is left alone.
+
+    Raises ChannelError when there are no batches, or one is too small for a statistic.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    if not norms:
+        return
     modes = [(m, m.training) for m in model.modules()]
     momenta = [m.momentum for m in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch then keeps the plain mean
-        norm.train()
-    count = 0
+    before = [{k: b.clone() for k, b in m.named_buffers(recurse=False)} for m in norms]
+    seen = 0
     try:
-        for batch in batches:
-            model(batch)
-            count += 1
+        model.eval()
+        for m in norms:
+            m.training = True
+            m.momentum = None  # the plain average
+            m.reset_running_stats()
+        with torch.no_grad():
+            for batch in batches:
+                model(batch if isinstance(batch, Tensor) else batch[0])
+                seen += 1
+    except ValueError as error:  # torch: more than 1 value per channel
+        raise ChannelError(f"a batch is too small to estimate statistics from: {error}; give larger batches") from error
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, mode in modes:
-            module.training = mode
-    return count
-
-
-def _pairs(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
-    """Names of layers and of the norms whose input is the very tensor that the layer gave, each called once."""
-    gave: dict[int, tuple[str, Tensor]] = {}
-    calls: dict[str, int] = {}
-    pairs: list[tuple[str, str]] = []
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, (*_LAYERS, *_TRANSPOSED)):
-
-            def after(_: nn.Module, __: object, out: Tensor, name: str = name) -> None:
-                calls[name] = calls.get(name, 0) + 1
-                gave[id(out)] = (name, out)
-
-            handles.append(module.register_forward_hook(after))
-        elif isinstance(module, _NORMS) and module.track_running_stats and (type(module) in _NORMS or _act(module)):
-
-            def before(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                calls[name] = calls.get(name, 0) + 1
-                if id(inputs[0]) in gave:
-                    pairs.append((gave[id(inputs[0])][0], name))
-
-            handles.append(module.register_forward_pre_hook(before))
-    try:
-        model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [(a, b) for a, b in pairs if calls[a] == 1 and calls[b] == 1]
-
-
-def _act(norm: nn.Module) -> bool:
-    """Whether a norm is one of timm's, which hold an activation too."""
-    return isinstance(getattr(norm, "act", None), nn.Module) and isinstance(getattr(norm, "drop", None), nn.Module)
-
-
-def _fold(model: nn.Module, layer_name: str, norm_name: str) -> None:
-    layer, norm = model.get_submodule(layer_name), model.get_submodule(norm_name)
-    assert isinstance(norm, _NORMS)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    weight: Tensor = layer.get_parameter("weight")
-    scale = 1.0 / (norm.running_var.double() + norm.eps).sqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    shift = -norm.running_mean.double() * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.double()
-    bias = getattr(layer, "bias", None)
-    if bias is not None:
-        shift = shift + bias.double() * scale
-    if isinstance(layer, _TRANSPOSED):
-        parts = weight.double().unflatten(0, (layer.groups, -1))
-        each = scale.view(layer.groups, 1, -1, *(1,) * (weight.ndim - 2))
-        new = (parts * each).flatten(0, 1)
-    else:
-        new = weight.double() * scale.view(-1, *(1,) * (weight.ndim - 1))
-    trains = weight.requires_grad
-    layer.register_parameter("weight", nn.Parameter(new.to(weight.dtype), requires_grad=trains))
-    layer.register_parameter("bias", nn.Parameter(shift.to(weight.dtype), requires_grad=trains))
-    held = [m for m in (getattr(norm, "drop", None), getattr(norm, "act", None)) if isinstance(m, nn.Module)]
-    _put(model, norm_name, (nn.Sequential(*held) if held else nn.Identity()).eval())
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
-
-
-def _same(found: Tensor, expected: Tensor) -> bool:
-    return bool((found - expected).abs().max() <= _TOLERANCE * expected.abs().max().clamp(min=1e-12))
+        for m, mode in modes:
+            m.training = mode
+        for m, momentum, buffers in zip(norms, momenta, before, strict=True):
+            m.momentum = momentum
+            if not seen:
+                for key, value in buffers.items():
+                    getattr(m, key).copy_(value)
+    if not seen:
+        raise ChannelError("batch norms cannot be recalibrated without data: expected at least one batch")
