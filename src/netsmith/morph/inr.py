@@ -27,6 +27,9 @@ from netsmith.morph.generator import Generator, Noise, generator
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """What the products may be computed in; weights come out in float32 from both."""
 
+_COLUMNS = 16
+"""Products with fewer columns take longer than with so many, in float32 on a CPU."""
+
 
 class Bank(nn.Module):
     """The residual MLPs of all tensors of one kernel size, their parameters stacked; one product serves all of them.
@@ -108,7 +111,11 @@ def trunk(sizes: Sequence[tuple[int, int]], a: Tensor, b: Tensor, *layers: Tenso
     depth = len(layers) // 2 - 1
     for weight, bias in zip(layers[:depth], layers[depth : 2 * depth], strict=True):
         h = h + torch.baddbmm(bias, h, weight).relu_()
-    return torch.baddbmm(layers[-1], h, layers[-2]).float()
+    last, bias = layers[-2:]
+    columns = last.shape[2]
+    if last.dtype == torch.float32 and columns < _COLUMNS and h.device.type == "cpu":
+        last, bias = (nn.functional.pad(p, (0, _COLUMNS - columns)) for p in (last, bias))
+    return torch.baddbmm(bias, h, last)[..., :columns].float()
 
 
 def deviation(values: Tensor) -> Tensor:
