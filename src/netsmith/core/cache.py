@@ -43,60 +43,61 @@ def digest(*parts: object) -> str:
     return state.hexdigest()
 
 
-def _feed(state: Any, value: object) -> None:
-    def put(tag: str, data: bytes = b"") -> None:
-        # the length in front keeps ("ab", "c") and ("a", "bc") apart
-        state.update(tag.encode() + struct.pack("<Q", len(data)))
-        state.update(data)
+def _put(state: Any, tag: str, data: bytes = b"") -> None:
+    # the length in front keeps ("ab", "c") and ("a", "bc") apart
+    state.update(tag.encode() + struct.pack("<Q", len(data)))
+    state.update(data)
 
+
+def _feed(state: Any, value: object) -> None:
     if value is None:
-        put("none")
+        _put(state, "none")
     elif isinstance(value, enum.Enum):
-        put("enum", f"{type(value).__qualname__}.{value.name}".encode())
+        _put(state, "enum", f"{type(value).__qualname__}.{value.name}".encode())
     elif isinstance(value, bool | np.bool_):
-        put("bool", b"1" if value else b"0")
+        _put(state, "bool", b"1" if value else b"0")
     elif isinstance(value, int | np.integer):
-        put("int", str(int(value)).encode())
+        _put(state, "int", str(int(value)).encode())
     elif isinstance(value, float | np.floating):
-        put("float", struct.pack("<d", float(value)))
+        _put(state, "float", struct.pack("<d", float(value)))
     elif isinstance(value, complex):
-        put("complex", struct.pack("<dd", value.real, value.imag))
+        _put(state, "complex", struct.pack("<dd", value.real, value.imag))
     elif isinstance(value, str):
-        put("str", value.encode())
+        _put(state, "str", value.encode())
     elif isinstance(value, bytes | bytearray):
-        put("bytes", bytes(value))
+        _put(state, "bytes", bytes(value))
     elif isinstance(value, Path):
-        put("path", value.as_posix().encode())
+        _put(state, "path", value.as_posix().encode())
     elif isinstance(value, Tensor):
-        _feed_tensor(state, put, value)
+        _feed_tensor(state, value)
     elif isinstance(value, np.ndarray):
         if value.dtype.hasobject:
             raise TypeError("cannot hash an array of Python objects")
-        put("array", f"{value.dtype.str} {value.shape}".encode())
+        _put(state, "array", f"{value.dtype.str} {value.shape}".encode())
         state.update(np.ascontiguousarray(value).tobytes())
     elif isinstance(value, Mapping):
-        put("map", str(len(value)).encode())
+        _put(state, "map", str(len(value)).encode())
         for pair in sorted((digest(k), k) for k in value):
             state.update(pair[0].encode())
             _feed(state, value[pair[1]])
     elif isinstance(value, list | tuple):
-        put("seq", str(len(value)).encode())
+        _put(state, "seq", str(len(value)).encode())
         for item in value:
             _feed(state, item)
     elif isinstance(value, set | frozenset):
-        put("set", "".join(sorted(digest(item) for item in value)).encode())
+        _put(state, "set", "".join(sorted(digest(item) for item in value)).encode())
     elif isinstance(value, BaseModel):
-        put("model", type(value).__qualname__.encode())
+        _put(state, "model", type(value).__qualname__.encode())
         _feed(state, value.model_dump(mode="python"))
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        put("data", type(value).__qualname__.encode())
+        _put(state, "data", type(value).__qualname__.encode())
         _feed(state, {f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
     else:
         raise TypeError(f"cannot hash a {type(value).__qualname__} by its content")
 
 
-def _feed_tensor(state: Any, put: Callable[..., None], value: Tensor) -> None:
-    put("tensor", f"{value.dtype} {tuple(value.shape)}".encode())
+def _feed_tensor(state: Any, value: Tensor) -> None:
+    _put(state, "tensor", f"{value.dtype} {tuple(value.shape)}".encode())
     flat = value.detach().cpu().contiguous().reshape(-1)
     if flat.is_complex():
         flat = torch.view_as_real(flat).reshape(-1)
