@@ -1,0 +1,177 @@
+"""Fine-tuning a plain network as a generator is fitted: the same loss, settings and loop, for a number of steps."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from netsmith.core.cache import digest
+from netsmith.core.data import Splits
+from netsmith.core.engine import Progress, Step, TrainResult, train
+from netsmith.core.network import Network
+from netsmith.core.settings import TrainSettings
+from netsmith.core.tasks import Task
+from netsmith.errors import MorphError
+
+_TOLERANCE = 0.02
+_REMEMBERED_BYTES = 512 * 2**20
+
+
+class Teacher:
+    """A network's outputs for batches, each computed once: several networks may learn from one teacher.
+
+    Args:
+        model: what teaches; a copy of it is kept.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.bytes = 0
+        self._known: dict[tuple[object, ...], Tensor] = {}
+
+    def identity(self) -> str:
+        """Changes with its weights."""
+        return digest(self.model.state_dict())
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, key: tuple[object, ...] | None) -> Tensor:
+        """Outputs for a batch that `key` names, remembered while there is room (512 MB); None remembers nothing."""
+        if key is not None and key in self._known:
+            return self._known[key].to(images.device)
+        outputs = self.model.to(images.device)(images).float()
+        size = outputs.numel() * outputs.element_size()
+        if key is not None and self.bytes + size <= _REMEMBERED_BYTES:
+            self._known[key] = outputs
+            self.bytes += size
+        return outputs
+
+
+class Distilling:
+    """The objective (`netsmith.core.engine.Objective`): the task's loss, and distillation from a teacher.
+
+    As in `netsmith.morph.fit.Fitting`: `(1 - share) * loss + share * distil`. `scope` names the batches: what of
+    them does not follow from view and index.
+    """
+
+    def __init__(
+        self, task: Task, teacher: Teacher, share: float, temperature: float, scope: tuple[object, ...] | None
+    ) -> None:
+        self.task, self.teacher, self.share, self.temperature, self.scope = task, teacher, share, temperature, scope
+
+    def identity(self) -> str:
+        """Teacher and shares."""
+        return digest("distilling", self.teacher.identity(), self.share, self.temperature)
+
+    def loss(self, model: nn.Module, images: Tensor, targets: Tensor, step: Step) -> Tensor:
+        """Of one batch."""
+        outputs = model(images).float()
+        loss = outputs.new_zeros(())
+        if self.share < 1:
+            loss = loss + (1 - self.share) * self.task.loss(outputs, targets)
+        if self.share:
+            key = None if self.scope is None else (*self.scope, step.view, step.index)
+            loss = loss + self.share * self.task.distil(outputs, self.teacher(images, key), self.temperature)
+        return loss
+
+    def judge(self, model: nn.Module, measured: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
+        """The task's metrics."""
+        return measured(model)
+
+
+def finetuned(
+    model: nn.Module,
+    network: Network,
+    data: Splits,
+    task: Task,
+    training: TrainSettings,
+    steps: int,
+    *,
+    distillation: float = 0.5,
+    temperature: float = 2.0,
+    teacher: nn.Module | Teacher | None = None,
+    views: int = 8,
+    checkpoint_dir: Path | None = None,
+    resume: bool = True,
+    progress: Progress | None = None,
+    device: str | None = None,
+) -> TrainResult:
+    """Train all of `model` in place for about `steps` optimizer steps; it ends as the epoch best on validation.
+
+    Args:
+        model: a network that takes and gives what the base does.
+        network: the base, whose preprocessing it shares.
+        data: its test part is not touched.
+        task: whose loss and metrics count.
+        training: as a generator's, but for the epochs, which follow from `steps`; the warm-up keeps its share.
+        steps: how many, within 2% (`lesson`).
+        distillation: share of the teacher in the loss, 0 to 1.
+        temperature: that softens its outputs.
+        teacher: by default the base.
+        views: augmented views of the training images, as in fitting: in each, the teacher runs once on a batch.
+        checkpoint_dir: where it goes on from after an interruption.
+        resume: see `netsmith.core.engine.train`.
+        progress: told how far it is.
+        device: where to compute.
+
+    Raises:
+        MorphError: steps or distillation out of range.
+        TrainingError: a loss that is not finite, or a checkpoint of another run.
+    """
+    if not 0 <= distillation <= 1:
+        raise MorphError(f"the share of distillation in the loss is 0 to 1, not {distillation}")
+    lessons, settings = lesson(data, training, steps)
+    teaches = teacher if isinstance(teacher, Teacher) else Teacher(network.model if teacher is None else teacher)
+    mixed = settings.mixup or settings.cutmix  # then images of one view differ from epoch to epoch
+    scope = (lessons.fingerprint, settings.batch_size, settings.seed, settings.augment)
+    model.requires_grad_(True)
+    return train(
+        model, lessons, task, settings, preprocess=network.preprocess, checkpoint_dir=checkpoint_dir, resume=resume,
+        progress=progress, device=device, views=views,
+        objective=Distilling(task, teaches, distillation, temperature, None if mixed else scope),
+    )  # fmt: skip
+
+
+def optimizer_steps(images: int, training: TrainSettings) -> int:
+    """Optimizer steps that one epoch over so many training images takes."""
+    share = images // _processes()
+    return math.ceil(max(1, share // training.batch_size) / training.accumulate)
+
+
+def lesson(data: Splits, training: TrainSettings, steps: int) -> tuple[Splits, TrainSettings]:
+    """Data and settings with which the training loop, which counts epochs, makes so many steps, within 2%.
+
+    Where whole epochs do, the data stay as they are. Otherwise epochs are as many as fit in, and each is a little
+    longer: it begins a second pass over the training images. Fewer steps than an epoch has see a part of the images.
+
+    Raises:
+        MorphError: less than one step.
+    """
+    if steps < 1:
+        raise MorphError(f"the number of steps must be at least 1, not {steps}")
+
+    def near(found: int) -> bool:
+        return abs(found - steps) <= _TOLERANCE * steps
+
+    images, each = len(data.train), optimizer_steps(len(data.train), training)
+    epochs = round(steps / each)
+    if not near(epochs * each):
+        epochs = next(n for n in range(max(1, steps // each), 0, -1) if near(n * round(steps / n)))
+        length = round(steps / epochs) * training.accumulate * training.batch_size * _processes()
+        order = torch.from_numpy(np.random.default_rng(training.seed).permutation(images))
+        rows = order.repeat(math.ceil(length / images))[:length]
+        name = digest("lesson", data.fingerprint, training.seed, length)
+        data = replace(data, train=data.train.subset(rows), fingerprint=name)
+    warmup = training.warmup_epochs * epochs / training.epochs
+    return data, training.model_copy(update={"epochs": epochs, "warmup_epochs": warmup})
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
