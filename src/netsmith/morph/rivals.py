@@ -97,14 +97,7 @@ def rivals(
         TrainingError: a loss that is not finite.
     """
     ratios = [p.ratio for p in result.points if p.ratio < 1]
-    asked = list(dict.fromkeys(which))
-    unknown = [name for name in asked if name not in RIVALS]
-    if unknown:
-        raise MorphError(f"there is no rival '{unknown[0]}'. {did_you_mean(unknown[0], RIVALS)}")
-    if not ratios:
-        raise MorphError("rivals are measured at ratios below 1, and the result has none: morph with some, such as 0.5")
-    if steps < len(ratios):
-        raise MorphError(f"{steps} steps cannot be shared among {len(ratios)} sizes: each needs one at least")
+    asked = _checked(which, ratios, steps)
     bench = Bench(
         result,
         training,
@@ -128,6 +121,19 @@ def rivals(
             if each:
                 found.append(bench.sized(kind, "these steps for each size", ratios, steps))
     return found
+
+
+def _checked(which: Sequence[str], ratios: Sequence[float], steps: int) -> list[str]:
+    """The rivals, each once; raises MorphError."""
+    asked = list(dict.fromkeys(which))
+    unknown = [name for name in asked if name not in RIVALS]
+    if unknown:
+        raise MorphError(f"there is no rival '{unknown[0]}'. {did_you_mean(unknown[0], RIVALS)}")
+    if not ratios:
+        raise MorphError("rivals are measured at ratios below 1, and the result has none: morph with some, such as 0.5")
+    if steps < len(ratios):
+        raise MorphError(f"{steps} steps cannot be shared among {len(ratios)} sizes: each needs one at least")
+    return asked
 
 
 def fresh(model: nn.Module, groups: Sequence[WidthGroup], widths: Mapping[str, int], *, seed: int = 0) -> nn.Module:
