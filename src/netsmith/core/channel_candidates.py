@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,15 +31,19 @@ def candidates(model: nn.Module, example: Tensor) -> tuple[list[WidthGroup], lis
     for layer in flow.marks(flow.output).layers:
         labels.pin(layer, "these are the network's own outputs")
     tops = _Tops(labels)
-    found: list[tuple[int, WidthGroup | Refused]] = []
-    names: Counter[str] = Counter()
-    for channels in tops.groups():
-        first, group = _describe(model, labels, tops, channels)
-        if group is not None:
-            names[group.name] += 1
-            found.append((first, group))
+    groups = tops.groups()
+    found = [f for channels in groups if (f := _describe(model, labels, tops, channels)) is not None]
+    found += _lonely(model, labels, tops, {c for channels in groups for c in channels})
     found.sort(key=lambda f: f[0])
-    return [g for _, g in found if isinstance(g, WidthGroup)], [g for _, g in found if isinstance(g, Refused)]
+    names: Counter[str] = Counter()
+    accepted: list[WidthGroup] = []
+    refused: list[Refused] = []
+    for _, group in found:
+        names[group.name] += 1
+        if names[group.name] > 1:
+            group = replace(group, name=f"{group.name}+{names[group.name] - 1}")
+        (accepted if isinstance(group, WidthGroup) else refused).append(group)  # type: ignore[arg-type]
+    return accepted, refused
 
 
 class _Tops:
@@ -55,7 +60,7 @@ class _Tops:
         self.reasons: dict[int, str] = {}
         memo: dict[int, int] = {}
         self._above = self._edges()
-        top_of = np.array([self._top(int(r), bundles, memo) for r in roots.tolist()])
+        top_of = np.array([self._top(int(r), bundles, memo) for r in roots.tolist()], dtype=np.int64)
         self.of = top_of
         for label, reason in labels.reasons.items():
             self.reasons.setdefault(int(top_of[label]), reason)
@@ -126,14 +131,31 @@ class _Tops:
         return [tops for tops in equals.values() if len(tops) > 1]
 
 
+def _lonely(model: nn.Module, labels: Labels, tops: _Tops, grouped: set[int]) -> list[tuple[int, Refused]]:
+    """Outputs of layers none of whose channels has an equal."""
+    found = []
+    for f in labels.families:
+        if f.tensor and f.given and not f.summed and _is_layer(model, f.tensor) and f.tensor.endswith("weight"):
+            own = set(_tops_of(tops, f))
+            if not own & grouped:
+                reason = next((tops.reasons[t] for t in own if t in tops.reasons), "no two of its channels are equals")
+                found.append((f.first, Refused(f.tensor.rpartition(".")[0], f.size, reason)))
+    return found
+
+
+def _is_layer(model: nn.Module, tensor: str) -> bool:
+    module = model.get_submodule(tensor.rpartition(".")[0])
+    return isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+
+
 def _describe(
     model: nn.Module, labels: Labels, tops: _Tops, channels: list[int]
-) -> tuple[int, WidthGroup | Refused | None]:
+) -> tuple[int, WidthGroup | Refused] | None:
     """A set of channels as a group, or why it cannot be one; nothing when no layer makes it. With its first step."""
     where = [labels.families[i] for i in tops.entries[channels[0]]]
     makers = [f for f in where if f.tensor and f.given and not f.summed]
     if not makers:
-        return 0, None
+        return None
     opening = min(makers, key=lambda f: (f.first, f.start))
     inside = set(channels)
     place = {t: j for j, t in enumerate(t for t in dict.fromkeys(_tops_of(tops, opening)) if t in inside)}
@@ -141,9 +163,7 @@ def _describe(
     width = len(channels)
     reason = next((tops.reasons[c] for c in channels if c in tops.reasons), None)
     if reason:
-        layer = model.get_submodule(opening.tensor.rpartition(".")[0])
-        worth_telling = isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear))
-        return opening.first, Refused(name, width, reason) if worth_telling else None
+        return (opening.first, Refused(name, width, reason)) if _is_layer(model, opening.tensor) else None
     axes: list[Axis] = []
     counts: dict[tuple[str, str], int] = {}
     try:
@@ -155,6 +175,8 @@ def _describe(
             if f.summed and f.given:
                 raise Unfit(f"{f.tensor} is used both ways, as it is and transposed")
             axes += [Axis(f.tensor, f.dim, s, r, t, f.summed) for s, r, t in _runs(marks, width, f.tensor)]
+        if not any(a.fan_in for a in axes):
+            raise Unfit("no layer reads its channels")
     except Unfit as why:
         return opening.first, Refused(name, width, str(why))
     settings = layer_settings(model, axes, width, counts)

@@ -255,22 +255,22 @@ class Flow(TorchFunctionMode):
 
     def _written(self, x: Tensor, index: Any, value: Any) -> None:
         """A part of `x` was overwritten: fine where both have the same layers."""
-        layers, new = self.marks(x).layers, self.marks(value).layers
-        if not new and not any(varying(compress(layer.expand(x.shape)[index])) for layer in layers):
-            return
         reason = "its channels are written to by index"
-        if not isinstance(value, Tensor):
-            return self.lost([x], reason)
-        there = x[index]
+        layers = self.marks(x).layers
         parts = [compress(layer.expand(x.shape)[index]) for layer in layers]
+        for layer, part in zip(layers, parts, strict=True):
+            if len(torch.unique(layer)) != len(torch.unique(part)):  # some of its channels
+                self.labels.pin(layer, reason)
+        if not isinstance(value, Tensor):
+            return
+        there = x[index]
         given = self.operand(value, range(there.ndim - value.ndim, there.ndim), there.ndim).layers
         for layer in given:
             if not self._meets(parts, layer):
                 self.labels.pin(layer, reason)
-        for layer in parts:
-            if not any(varying(layer) == varying(other) for other in given):
-                self.labels.pin(layer, reason)
-        return None
+        for part in parts:
+            if not any(varying(part) == varying(other) for other in given):
+                self.labels.pin(part, reason)
 
     def lost(self, tensors: Iterable[Any], reason: str) -> None:
         """Pin all channels of these tensors."""

@@ -78,15 +78,16 @@ def complete(
     done, failed = sift(plain, fits)
     left = [*failed, *(g for g in groups if g.kind == "heads")]
     hopeless: list[WidthGroup] = []
-    failures: Counter[tuple[Key, ...]] = Counter()
+    failures: Counter[tuple[Any, ...]] = Counter()
     while left:
         options = attributes(model, left[0])
-        if failures[tuple(options)] == _PATIENCE:
+        sort = (tuple(options), left[0].kind, len(left[0].axes))
+        if failures[sort] == _PATIENCE:
             hopeless.append(left.pop(0))
             continue
         keys = next((k for k in _choices(options) if fits([_with(left[0], options, k)])), None)
         if keys is None:
-            failures[tuple(options)] += 1
+            failures[sort] += 1
             hopeless.append(left.pop(0))
             continue
         alike = [_with(g, offered, keys) for g in left if set(keys) <= set(offered := attributes(model, g))]
