@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from netsmith.config import ReassembleConfig, TrainConfig
+from netsmith.config import MorphConfig, ReassembleConfig, TrainConfig
 from netsmith.core.settings import TrainSettings
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -29,7 +29,7 @@ def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 def test_every_config_key_is_documented():
     text = (DOCS / "configuration.md").read_text()
-    for model in (ReassembleConfig, TrainConfig, TrainSettings):
+    for model in (ReassembleConfig, MorphConfig, TrainConfig, TrainSettings):
         missing = [key for key in keys(model) if f"`{key}`" not in text]
         assert not missing, f"{model.__name__}: {missing}"
 

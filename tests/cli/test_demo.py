@@ -29,5 +29,15 @@ def test_the_demo_tells_its_story(tmp_path, capsys):
     assert len({block.partition("[")[0] for block in summary["blocks"]}) >= 2
     for line in ("stitched, no training", "stitched and fine-tuned", "under a budget that none of them meets"):
         assert line in text
+    widths = json.loads((out / "any_width" / "summary.json").read_text())
+    assert widths["base"]["params"] == summary["params"]
+    found = {w["ratio"]: w for w in widths["widths"]}
+    assert found[1.0]["accuracy"] == summary["accuracy"]["finetuned"]
+    assert found[0.5]["params"] < 0.8 * found[1.0]["params"]
+    assert found[0.5]["accuracy"] > 0.85
+    assert found[0.25]["accuracy"] > widths["floor"]
+    assert "at any width, from one artifact" in text
+    # a size of it is a source
+    assert main(["evaluate", f"{out / 'any_width' / 'artifact'}@0.5", "--data", "digits", "--json"]) == 0
     # its zoo is made of artifacts like those of `netsmith train`
     assert main(["evaluate", str(out / "zoo" / "plain" / "artifact"), "--data", "digits", "--json"]) == 0

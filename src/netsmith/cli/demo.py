@@ -1,8 +1,9 @@
-"""The whole story on scikit-learn's digits, offline, in about two minutes on two cores.
+"""The whole story on scikit-learn's digits, offline, in a few minutes on two cores.
 
 Trains a zoo of five small networks (residual, plain, depthwise-separable, transformer), then reassembles it under a
 budget that no member of the zoo meets, and shows the accuracy without any training and after fine-tuning beside every
-member's. It is made of presets (`netsmith presets copy demo`) and of the verbs `train` and `reassemble`.
+member's. The network that comes out is then morphed: one artifact that gives it at any width. All of it is made of
+presets (`netsmith presets copy demo`, `demo_morph`) and of the verbs `train`, `reassemble` and `morph`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from .session import Session
 
 if TYPE_CHECKING:
     from netsmith.core.engine import Progress
+    from netsmith.morph.results import Summary as MorphSummary
     from netsmith.reassembly.results import Summary
 
-SUMMARY = "the whole story on small images: offline, in about two minutes"
-EXAMPLES = (("netsmith demo --out runs/demo", "then open runs/demo/report.html"),)
+SUMMARY = "the whole story on small images: offline, in a few minutes"
+EXAMPLES = (("netsmith demo --out runs/demo", "then open runs/demo/report.html and runs/demo/any_width/report.html"),)
 
 MEMBERS = ("residual", "projection", "plain", "separable", "vit")
 
@@ -33,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, session: Session) -> int:
-    """Train the zoo, then reassemble it."""
+    """Train the zoo, reassemble it, and morph what came out."""
     import torch
 
-    from . import reassemble, train
+    from . import morph, reassemble, train
     from .folder import check_folder, open_folder
     from .networks import device_of
 
@@ -54,11 +56,16 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
         train.show(members, session)
         with console.progress() as bars:
             summary = reassemble_zoo(out, arguments.seed, device, bars)
+        console.result(f"\nReassembled under a budget that none of them meets ({_budget(summary)}):")
+        reassemble.show(summary, session)
+        reassemble.show_written(out, session)
+        with console.progress() as bars:
+            widths = morph_result(out, arguments.seed, device, bars)
     finally:
         torch.set_num_threads(threads)
-    console.result(f"\nReassembled under a budget that none of them meets ({_budget(summary)}):")
-    reassemble.show(summary, session)
-    reassemble.show_written(out, session)
+    console.result("\nThat network at any width, from one artifact:")
+    morph.show(widths, session)
+    reassemble.show_written(out / "any_width", session)
     return 0
 
 
@@ -87,6 +94,20 @@ def reassemble_zoo(out: Path, seed: int | None, device: str, progress: Progress)
     overrides = [f"device={device}"] + ([] if seed is None else [f"seed={seed}"])
     config = load_reassemble_config(out / "config.yaml", overrides)
     return execute(config, out, cache=out / "cache", device=device, progress=progress)
+
+
+def morph_result(out: Path, seed: int | None, device: str, progress: Progress) -> MorphSummary:
+    """Run the preset `demo_morph` on the artifact in `out`; results go to `out`/any_width."""
+    from netsmith.config import load_morph_config
+    from netsmith.core.output import write_text
+
+    from .morphing import execute
+
+    file, folder = out / "morph.yaml", out / "any_width"
+    write_text(file, presets.read("demo_morph"))
+    overrides = [f"device={device}"] + ([] if seed is None else [f"seed={seed}"])
+    folder.mkdir(exist_ok=True)
+    return execute(load_morph_config(file, overrides), folder, device=device, progress=progress)
 
 
 def _marked(text: str, seed: int | None) -> str:

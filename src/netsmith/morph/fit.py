@@ -89,9 +89,10 @@ class Fitting:
             kind = draws[(step.number * self.settings.per_step + k) % len(draws)]
             widths = self._waiting(model, _drawn(model, kind, rng), step)
             loss = self._loss_at(model, features, taught, targets, widths, kind == "coarse", rng)
-            if not math.isfinite(float(loss.detach())):
+            value = float(loss.detach())
+            if not math.isfinite(value):
                 raise TrainingError(
-                    f"the loss at step {step.number + 1} of {step.total} is {float(loss)}, at widths "
+                    f"the loss at step {step.number + 1} of {step.total} is {value}, at widths "
                     f"{_widths_text(model, widths)}. The last complete epoch is kept. Lower lr, set clip_grad, or "
                     f"check that images and preprocessing are right"
                 )

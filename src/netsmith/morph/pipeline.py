@@ -27,6 +27,7 @@ from netsmith.errors import DissectionError
 from netsmith.morph.coordinates import along
 from netsmith.morph.fit import FitSettings, fit
 from netsmith.morph.generator import make_generator
+from netsmith.morph.inr import INR
 from netsmith.morph.morphable import Morphable, check_split
 from netsmith.morph.ordering import Order, Ordered, order_channels
 from netsmith.morph.preparing import Prepared, prepare
@@ -201,7 +202,7 @@ def _chain(prepared: Prepared) -> Chain | None:
 def _order(order: Order, generator: str) -> Order:
     if order != "auto":
         return order
-    return "smooth" if generator == "inr" else "importance"
+    return "smooth" if generator == INR.kind else "importance"
 
 
 def _settings(generator: str, settings: Mapping[str, Any] | None, space: MorphSpace) -> dict[str, Any]:
@@ -238,7 +239,8 @@ class Judge:
     def floor(self, morphable: Morphable, images: ImageSet) -> dict[str, float]:
         """Metrics without what is generated: at full width, with nothing read from the channels that vary."""
         space = morphable.space
-        tensors = morphable.tensors(space.full)
+        state = morphable.base.state_dict()
+        tensors = {slot.name: state[slot.name] for slot in morphable.generator.slots}
 
         def cut(value: Tensor, axis: Axis, group: str) -> Tensor:
             n = space.full[group]

@@ -85,11 +85,11 @@ class MorphableModel(nn.Module):
 
     def at(
         self,
-        size: float | Mapping[str, int] | None = None,
+        size: float | int | Mapping[str, int] | None = None,
         *,
-        params: float | None = None,
-        macs: float | None = None,
-        latency_ms: float | None = None,
+        params: float | int | None = None,
+        macs: float | int | None = None,
+        latency_ms: float | int | None = None,
         how: Sampling = Sampling(),
     ) -> nn.Module:
         """A plain network in evaluation mode at a size: see `widths_for` for what can be asked and what is raised."""
@@ -115,11 +115,11 @@ class MorphableModel(nn.Module):
 
     def widths_for(
         self,
-        size: float | Mapping[str, int] | None = None,
+        size: float | int | Mapping[str, int] | None = None,
         *,
-        params: float | None = None,
-        macs: float | None = None,
-        latency_ms: float | None = None,
+        params: float | int | None = None,
+        macs: float | int | None = None,
+        latency_ms: float | int | None = None,
     ) -> dict[str, int]:
         """The widths of every group for one request.
 
@@ -158,6 +158,11 @@ class MorphableModel(nn.Module):
             self._sizes[key] = count_params(module), count_macs(module, self.input_shape)
         return self._sizes[key]
 
+    def narrowest(self) -> dict[str, int]:
+        """The narrowest widths that a budget may give: one channel in every group."""
+        space = self.morphable.space
+        return space.at(1 / max(g.width for g in space.groups))
+
     def _latency(self, widths: Mapping[str, int]) -> float:
         return measure_latency(self.morphable.module(widths), torch.zeros(1, *self.input_shape))
 
@@ -166,13 +171,13 @@ class MorphableModel(nn.Module):
         space = self.morphable.space
         steps = max(g.width for g in space.groups)
         top = max(steps, round(space.ratios[1] * steps))
-        smallest, largest = space.at(1 / steps), space.at(top / steps)
+        smallest, largest = self.narrowest(), space.at(top / steps)
         least, most = cost(smallest), cost(largest)
         if bound < least or bound > most:
             side = "below the smallest" if bound < least else "above the largest"
             raise BudgetError(
                 f"{what} of {_amount(what, bound)} is {side} network of this artifact: it reaches from "
-                f"{_amount(what, least)} (one channel in the narrowest group) to {_amount(what, most)}"
+                f"{_amount(what, least)} (one channel a group) to {_amount(what, most)}"
             )
         low, high = 1, top  # cost(low) fits; the highest that fits is looked for
         while low < high:

@@ -48,13 +48,13 @@ class MorphSpace:
         low = max(self.low[g.name] / g.width for g in self.groups)
         return low, min(self.high[g.name] / g.width for g in self.groups)
 
-    def at(self, ratio: float) -> dict[str, int]:
+    def at(self, ratio: float | int) -> dict[str, int]:
         """Widths at one ratio for all groups, rounded, at least 1. Raises MorphError unless it is positive."""
         if not ratio > 0:
             raise MorphError(f"a ratio must be above 0 (1 is the base network's width), not {ratio:g}")
         return {g.name: max(1, round(ratio * g.width)) for g in self.groups}
 
-    def of(self, widths: Mapping[str, int]) -> dict[str, int]:
+    def of(self, widths: Mapping[str, int | float]) -> dict[str, int]:
         """Full widths with those of some groups replaced.
 
         Raises MorphError for a group that is not in the space (with the nearest names) or a width that is no positive

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from morph_networks import morphable, tiny
+
+from netsmith.errors import MorphError
+from netsmith.morph.generator import Grid, Nested, Noise, hats, make_generator
+from netsmith.morph.morphable import check_split
+
+KINDS = {"nested": (Nested, {}), "grid": (Grid, {"keyframes": (1.0, 0.5, 0.25), "coarse": 0.125})}
+
+
+@pytest.fixture(params=KINDS)
+def made(request):
+    kind, settings = KINDS[request.param]
+    return morphable(kind, **settings)
+
+
+def disturb(generator) -> None:
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+
+
+@torch.no_grad()
+def test_at_full_width_it_is_the_base_network(made):
+    x = torch.randn(3, 1, 8, 8)
+    expected = tiny().model(x)
+    assert torch.allclose(made(x), expected, atol=1e-5)
+    for name, value in made.tensors(made.space.full).items():
+        assert torch.equal(value, made.base.state_dict()[name])
+
+
+@torch.no_grad()
+def test_a_fitted_grid_still_is_the_base_at_full_width():
+    grid = morphable(Grid, keyframes=(1.0, 0.5), coarse=0.25)
+    disturb(grid.generator)
+    for name, value in grid.tensors(grid.space.full).items():
+        assert torch.equal(value, grid.base.state_dict()[name]), name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ratio", [0.1, 0.25, 0.4, 0.5, 0.8, 1.0, 1.5])
+def test_what_is_generated_runs_as_a_plain_network(made, ratio):
+    disturb(made.generator)
+    widths = made.space.at(ratio)
+    x = torch.randn(3, 1, 8, 8)
+    plain = made.module(widths)
+    with made.at_widths(widths):
+        assert torch.allclose(made(x), plain(x), atol=1e-5)
+    assert plain.state_dict()["features.0.0.weight"].shape[0] == widths["features.0.0"]
+    assert not set(map(id, plain.parameters())) & set(map(id, made.parameters()))
+
+
+@torch.no_grad()
+def test_wider_than_the_base_it_computes_the_same_before_it_is_fitted(made):
+    x = torch.randn(3, 1, 8, 8)
+    with made.at_widths(made.space.at(2.0)):
+        assert torch.allclose(made(x), tiny().model(x), atol=1e-4)
+
+
+def test_before_it_is_fitted_a_grid_is_nested():
+    nested, grid = morphable(Nested), morphable(Grid, keyframes=(1.0, 0.5, 0.25), coarse=None)
+    for ratio in (0.25, 0.4, 0.75):
+        a, b = nested.tensors(nested.space.at(ratio)), grid.tensors(grid.space.at(ratio))
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_below_the_range_only_the_coarse_set_counts():
+    grid = morphable(Grid, keyframes=(1.0, 0.5), coarse=0.25)
+    before = grid.tensors(grid.space.at(0.25))
+    with torch.no_grad():
+        for parameter in [*grid.generator.shared.parameters(), *grid.generator.deltas.parameters()]:
+            parameter.add_(1.0)
+    after = grid.tensors(grid.space.at(0.25))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not torch.equal(grid.tensors(grid.space.at(0.5))["features.0.0.weight"], before["features.0.0.weight"])
+
+
+def test_gradients_reach_what_a_width_is_made_of():
+    grid = morphable(Grid, keyframes=(1.0, 0.5, 0.25), coarse=0.125)
+    x = torch.randn(2, 1, 8, 8)
+    with grid.at_widths(grid.space.at(0.5)):
+        grid(x).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in grid.generator.shared.parameters() if p.ndim > 1)
+    assert all(p.grad is None for p in grid.generator.smooth.parameters())
+    assert all(p.grad is None for p in grid.base.parameters())
+
+
+def test_noise_moves_the_coarse_reads_only():
+    grid = morphable(Grid, keyframes=(1.0, 0.5), coarse=0.25)
+    noise = Noise(1.0, torch.Generator().manual_seed(0))
+    for ratio, moves in ((0.75, False), (0.3, True)):
+        widths = grid.space.at(ratio)
+        exact, moved = grid.tensors(widths), grid.tensors(widths, noise)
+        same = all(torch.equal(exact[name], moved[name]) for name in exact)
+        assert same is not moves
+
+
+def test_hats_are_a_partition_of_one_and_hold_beyond_the_ends():
+    knots = (1.0, 0.5, 0.25)
+    assert hats(1.0, knots) == (1.0, 0.0, 0.0)
+    assert hats(0.5, knots) == (0.0, 1.0, 0.0)
+    assert hats(0.1, knots) == (0.0, 0.0, 1.0)
+    assert hats(2.0, knots) == (1.0, 0.0, 0.0)
+    middle = hats(0.5**0.5, knots)
+    assert middle == pytest.approx((0.5, 0.5, 0.0))
+
+
+def test_what_is_saved_comes_back_and_is_small(made):
+    disturb(made.generator)
+    made.generator.settle()
+    saved = made.generator.saved()
+    fresh = make_generator(made.generator.kind, made.base.state_dict(), made.space.groups, made.generator.settings())
+    fresh.restore({name: value.float() for name, value in saved.items()})
+    for ratio in (0.2, 0.5, 0.9):
+        widths = made.space.at(ratio)
+        a, b = made.generator(widths), fresh(widths)
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    with pytest.raises(MorphError, match="not those of this"):
+        fresh.restore({**saved, "more": torch.zeros(1)})
+
+
+def test_mistakes_are_named():
+    prepared = morphable(Nested)
+    tensors, groups = prepared.base.state_dict(), prepared.space.groups
+    with pytest.raises(MorphError, match=r"unknown generator 'gird'\. Did you mean 'grid'"):
+        make_generator("gird", tensors, groups)
+    with pytest.raises(MorphError, match="are not those of the generator 'nested'"):
+        make_generator("nested", tensors, groups, {"coarse": 0.5})
+    with pytest.raises(MorphError, match="keyframes must fall from 1"):
+        make_generator("grid", tensors, groups, {"keyframes": (0.5, 1.0)})
+    with pytest.raises(MorphError, match="coarse must be above 0"):
+        make_generator("grid", tensors, groups, {"coarse": 2.0})
+    with pytest.raises(MorphError, match="nothing to generate"):
+        make_generator("grid", {}, groups)
+
+
+def test_the_split_network_is_the_whole_one():
+    made = morphable(Nested)
+    check_split(made, torch.randn(2, 1, 8, 8))

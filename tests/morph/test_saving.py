@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import warnings
+
+import pytest
+import torch
+from morph_networks import morphable, space_of, tiny
+
+import netsmith
+from netsmith.core.data import open_data
+from netsmith.core.network import load_source
+from netsmith.core.settings import TrainSettings
+from netsmith.errors import ArtifactError, BudgetError, MorphError, SourceError
+from netsmith.morph.generator import Nested
+from netsmith.morph.pipeline import Morphed, default_keyframes, make_morphable
+from netsmith.morph.sample import MorphableModel, Sampling, sample_tensors
+from netsmith.morph.sampled import load_sampled, save_sampled
+from netsmith.morph.saving import artifact_bytes, load_morphed, write_results
+
+X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def result() -> Morphed:
+    training = TrainSettings(epochs=1, batch_size=128, lr=0.02, augment=False)
+    return make_morphable(tiny(), open_data("digits"), training=training, ratios=(1.0, 0.5, 0.125))
+
+
+@pytest.fixture(scope="module")
+def folder(result, tmp_path_factory):
+    out = tmp_path_factory.mktemp("morph")
+    write_results(result, out, config={"seed": 0})
+    return out
+
+
+def test_results_are_the_contract(result, folder):
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["kind"], summary["schema"]) == ("morph", 1)
+    assert {"base", "floor", "widths", "artifact_bytes", "seconds"} <= set(summary)
+    assert [w["ratio"] for w in summary["widths"]] == [1.0, 0.5, 0.125]
+    assert [w["fitted"] for w in summary["widths"]] == [True, True, False]
+    assert summary["artifact_bytes"] == artifact_bytes(folder / "artifact")
+    details = json.loads((folder / "details.json").read_text())
+    assert details["space"]["groups"][0]["name"] == "features.0.0"
+    assert details["fit"]["history"][0]["metric"].keys() == {"1", "0.625", "0.25"}
+
+
+@torch.no_grad()
+def test_at_full_width_nothing_is_lost(result):
+    assert torch.allclose(result.model(X), tiny().model(X), atol=1e-5)
+    assert result.points[0].metrics["test"]["accuracy"] == result.base["test"]["accuracy"]
+
+
+@torch.no_grad()
+def test_an_artifact_gives_the_same_networks_again(result, folder):
+    loaded = netsmith.load(folder / "artifact")
+    assert isinstance(loaded, MorphableModel)
+    for ratio in (1.0, 0.7, 0.5, 0.25):
+        assert torch.equal(loaded.at(ratio)(X), result.model.at(ratio)(X))
+
+
+@torch.no_grad()
+def test_a_size_of_an_artifact_is_a_source(result, folder):
+    network = load_source(f"{folder / 'artifact'}@0.5")
+    assert torch.equal(network.model(X), result.model.at(0.5)(X))
+    with pytest.raises(SourceError, match="behind the @ goes a ratio above 0"):
+        load_source(f"{folder / 'artifact'}@half")
+
+
+@torch.no_grad()
+def test_a_sampled_network_is_an_artifact_of_its_own(result, folder, tmp_path):
+    widths = result.space.of({"features.0.0": 3})
+    network = result.model.at(widths)
+    save_sampled(folder / "artifact", network, widths, tmp_path / "s")
+    assert torch.equal(load_sampled(tmp_path / "s")(X), network(X))
+    assert torch.equal(load_source(str(tmp_path / "s")).model(X), network(X))
+
+
+def test_budgets_give_the_widest_network_within(result):
+    model = result.model
+    least, most = model.sizes(model.narrowest())[0], model.sizes(result.space.full)[0]
+    for budget in (least, (least + most) // 2, most):
+        widths = model.widths_for(params=budget)
+        assert model.sizes(widths)[0] <= budget
+    wider = {
+        name: min(width + 1, result.space.full[name]) for name, width in model.widths_for(params=most // 2).items()
+    }
+    assert model.sizes(wider)[0] > most // 2
+    assert model.sizes(model.widths_for(macs=20_000))[1] <= 20_000
+    with pytest.raises(BudgetError, match=rf"params of 5 is below the smallest .* from {least}"):
+        model.widths_for(params=5)
+    with pytest.raises(BudgetError, match="is above the largest"):
+        model.widths_for(params=10**9)
+    with pytest.raises(MorphError, match="ask for one of"):
+        model.widths_for()
+    with pytest.raises(MorphError, match="ask for one of"):
+        model.widths_for(0.5, params=1000)
+
+
+def test_widths_outside_the_range_warn_and_the_cache_is_bounded(result):
+    model = MorphableModel(result.model.morphable, result.model.input_shape, keep=2)
+    with pytest.warns(UserWarning, match="outside the fitted range 0.25 to 1"):
+        model.at(0.125)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first = model.at(0.5)
+        assert model.at(0.5) is first
+        model.at(0.6)
+        model.at(0.7)
+        assert model.at(0.5) is not first
+
+
+def test_many_noisy_reads_are_their_mean():
+    made = morphable(Nested)
+    widths = made.space.at(0.5)
+    exact = made.tensors(widths)
+    mean = sample_tensors(made, widths, Sampling(reads=5, noise=1.0))
+    assert all(torch.allclose(exact[name], mean[name]) for name in exact)
+    with pytest.raises(MorphError, match="at least 1, not 0"):
+        Sampling(reads=0)
+
+
+def test_damaged_artifacts_are_refused(folder, tmp_path):
+    import shutil
+
+    for change, message in (
+        (lambda f: (f / "generator.safetensors").write_bytes(b"x"), "truncated"),
+        (lambda f: (f / "base.safetensors").unlink(), "lacks base.safetensors"),
+        (lambda f: (f / "manifest.json").write_text("{"), "cannot be read"),
+    ):
+        copy = tmp_path / message.replace(" ", "_")
+        shutil.copytree(folder / "artifact", copy)
+        change(copy)
+        with pytest.raises(ArtifactError, match=message):
+            load_morphed(copy)
+    altered = tmp_path / "altered"
+    shutil.copytree(folder / "artifact", altered)
+    data = bytearray((altered / "base.safetensors").read_bytes())
+    data[-1] ^= 1
+    (altered / "base.safetensors").write_bytes(bytes(data))
+    with pytest.raises(ArtifactError, match="its hash differs"):
+        load_morphed(altered)
+
+
+def test_a_network_given_as_a_module_is_handed_over_again(tmp_path):
+    module = tiny().model
+    network = load_source(module, name="mine", input_size=(1, 8, 8), num_classes=10)
+    made = make_morphable(network, open_data("digits"), training=None, ratios=(0.5,))
+    write_results(made, tmp_path)
+    with pytest.raises(ArtifactError, match="was given as a module"):
+        load_morphed(tmp_path / "artifact")
+    loaded = load_morphed(tmp_path / "artifact", base=tiny(seed=5).model)
+    with torch.no_grad():
+        assert torch.equal(loaded.at(0.5)(X), made.model.at(0.5)(X))
+
+
+def test_default_keyframes_end_at_the_range():
+    for low, expected in ((0.25, [1.0, 0.5, 0.25]), (0.5, [1.0, 0.5]), (0.75, [1.0, 0.75])):
+        found = default_keyframes(space_of(tiny(), (low, 1.0)))
+        assert found["keyframes"] == pytest.approx(expected, abs=0.01)
+        assert found["coarse"] == pytest.approx(low / 2, abs=0.07)

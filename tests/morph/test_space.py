@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from morph_networks import tiny
+
+from netsmith.core.graph import dissect
+from netsmith.errors import MorphError
+from netsmith.morph.preparing import prepare
+from netsmith.morph.space import morph_space
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    return prepare(tiny())
+
+
+def test_all_inner_widths(prepared):
+    space = morph_space(prepared.groups, "all", (0.25, 1.0))
+    assert space.full == {g.name: g.width for g in prepared.groups.inner}
+    assert space.at(0.5) == {name: width // 2 for name, width in space.full.items()}
+    assert space.at(0.01) == dict.fromkeys(space.full, 1)
+    assert space.ratios == (0.25, 1.0)
+    assert space.fitted(space.at(0.25))
+    assert not space.fitted(space.at(0.2))
+    assert space.ratio(space.at(0.5)) == pytest.approx(0.5)
+
+
+def test_the_last_block_is_that_of_the_last_unit(prepared):
+    chain = dissect(prepared.model, torch.randn(2, 1, 8, 8))
+    space = morph_space(prepared.groups, "last_block", (0.5, 1.0), chain=chain)
+    names = list(dict.fromkeys(g.name for g in prepared.groups.inner))
+    assert set(space.names) <= set(names)
+    assert names[-1] in space.names
+    assert len(space.names) < len(names)
+
+
+def test_named_blocks_and_counts(prepared):
+    name = prepared.groups.inner[1].name
+    space = morph_space(prepared.groups, [name], (2, 16))
+    assert space.names == (name,)
+    assert (space.low[name], space.high[name]) == (2, 16)
+
+
+def test_mistakes_are_named(prepared):
+    name = prepared.groups.inner[0].name
+    with pytest.raises(MorphError, match=rf"no block '{name}x'\. Did you mean '{name}'"):
+        morph_space(prepared.groups, [name + "x"])
+    with pytest.raises(MorphError, match="the range of widths is empty"):
+        morph_space(prepared.groups, "all", (1.0, 0.5))
+    with pytest.raises(MorphError, match="must be above 0"):
+        morph_space(prepared.groups, "all", (0.0, 1.0))
+    with pytest.raises(MorphError, match="at least 1 channel"):
+        morph_space(prepared.groups, "all", (0, 4))
+    space = morph_space(prepared.groups, "all")
+    with pytest.raises(MorphError, match="above 0"):
+        space.at(0.0)
+    with pytest.raises(MorphError, match="must be an integer of at least 1, not 0"):
+        space.of({name: 0})
+    with pytest.raises(MorphError, match=r"must be an integer of at least 1, not 2\.5"):
+        space.of({name: 2.5})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(MorphError, match="no group of the morph space is called 'nope'"):
+        space.of({"nope": 2})
