@@ -17,11 +17,12 @@ README = Path(__file__).parent.parent / "README.md"
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # a minute on a machine of its own
 def test_the_python_of_the_readme_runs(tmp_path):
-    [code] = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "'stitched'" in done.stdout
     assert (tmp_path / "reassembled" / "manifest.json").exists()
+    assert (tmp_path / "any_width" / "manifest.json").exists()
 
 
 def test_the_verbs_of_the_readme_exist(capsys):
