@@ -166,6 +166,24 @@ def test_gated_hidden_widths_tile():
     assert same_function(resize(model, [group], {"up": 13}), model, torch.randn(2, 5, 6))
 
 
+def test_halves_of_a_chunk_are_resized_together():
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        a, b = m.first(x).chunk(2, dim=1)
+        return m.left(a) + m.right(b)
+
+    model = Act(forward, first=nn.Conv2d(3, 24, 1), left=nn.Conv2d(12, 6, 1, groups=3), right=nn.Conv2d(12, 6, 1))
+    whole = nn.Sequential(model, nn.Conv2d(6, 2, 1))
+    groups = width_groups(whole, IMAGE)
+    assert [(g.name, g.width) for g in groups] == [("0.first", 3)]
+    assert set(groups["0.first"].axes) >= {
+        Axis("0.first.weight", 0, repeat=4),
+        Axis("0.first.weight", 0, start=12, repeat=4),
+        Axis("0.right.weight", 1, repeat=4, fan_in=True),
+    }
+    assert ("0.first", "out_channels", 8, 0) in settings(groups["0.first"])
+    assert same_function(resize(whole, groups.accepted, {"0.first": 6}), whole, torch.randn(2, 3, 8, 8))
+
+
 def test_norms_follow_the_width_with_or_without_weights():
     for norm, attribute in [
         (nn.LayerNorm(8), "normalized_shape"),

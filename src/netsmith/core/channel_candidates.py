@@ -176,7 +176,7 @@ def _describe(
                 raise Unfit(f"{f.tensor} is used both ways, as it is and transposed")
             axes += [Axis(f.tensor, f.dim, s, r, t, f.summed) for s, r, t in _runs(marks, width, f.tensor)]
         if not any(a.fan_in for a in axes):
-            raise Unfit("no layer reads its channels")
+            raise Unfit("no layer's weights read its channels")
     except Unfit as why:
         return opening.first, Refused(name, width, str(why))
     settings = layer_settings(model, axes, width, counts)

@@ -22,6 +22,7 @@ from netsmith.core.channel_resize import (
     set_widths,
 )
 from netsmith.core.channel_settings import complete
+from netsmith.core.channel_ties import tied
 from netsmith.core.channel_types import Axis, Refused, Setting, WidthGroup, WidthGroups
 from netsmith.core.trial import check_arguments, run_whole, trial_batches, untouched
 from netsmith.errors import ChannelError
@@ -75,13 +76,31 @@ def _prove(model: nn.Module, x: Tensor, found: Sequence[WidthGroup]) -> tuple[li
 
     good, bad = sift(found, proof.order_free)
     refuse(bad, lambda g: "the output changes when its channels are reordered")
-    good, bad = complete(model, good, lambda groups: proof.fits(groups, shapes=True))
-    good, worse = sift(good, proof.fits)
-    refuse([*bad, *worse], lambda g: _fixed_size(proof, g))
-    guessed = {g.name for g in good} - {g.name for g in good if g in found}
-    _, bad = sift([g for g in good if g.name in guessed], proof.keeps_function)
+    good, bad = _runnable(model, proof, good)
+    refuse(bad, lambda g: _fixed_size(proof, g))
+    _, bad = sift([g for g in good if g not in found], proof.keeps_function)  # attributes were guessed
     refuse(bad, lambda g: "with every channel doubled the network computes something else")
     return [g for g in good if g not in bad], refused
+
+
+def _runnable(
+    model: nn.Module, proof: Proof, groups: Sequence[WidthGroup]
+) -> tuple[list[WidthGroup], list[WidthGroup]]:
+    """The groups with which the network runs when they are resized, and the others."""
+
+    def fits(some: Sequence[WidthGroup]) -> bool:
+        return proof.fits(some, shapes=True)
+
+    good, bad = complete(model, groups, fits)
+    together = tied(bad)
+    whole, _ = complete(model, [g for g, _ in together], fits)
+    first = {g.name: i for i, g in enumerate(groups)}
+    for group, parts in together:
+        if group.name in {g.name for g in whole}:
+            first[group.name] = first[parts[0].name]
+            bad = [g for g in bad if g not in parts]
+    good, worse = sift(sorted([*good, *whole], key=lambda g: first[g.name]), proof.fits)
+    return good, [*bad, *worse]
 
 
 def _fixed_size(proof: Proof, group: WidthGroup) -> str:
