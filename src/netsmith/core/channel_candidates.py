@@ -59,7 +59,7 @@ class _Tops:
         bundles = self._bundles()
         self.reasons: dict[int, str] = {}
         memo: dict[int, int] = {}
-        self._above = self._edges()
+        self._above = labels.within()
         top_of = np.array([self._top(int(r), bundles, memo) for r in roots.tolist()], dtype=np.int64)
         self.of = top_of
         for label, reason in labels.reasons.items():
@@ -77,19 +77,13 @@ class _Tops:
         every = [torch.arange(f.start, f.start + f.size) for f in families]
         return set(self.labels.find(torch.cat(every)).tolist()) if every else set()
 
-    def _edges(self) -> dict[int, set[int]]:
-        edges: dict[int, set[int]] = defaultdict(set)
-        for fine, coarse in self.labels.parts.items():
-            edges[self.labels.root(fine)] |= {self.labels.root(c) for c in coarse}
-        return {f: c - {f} for f, c in edges.items() if c - {f}}
-
     def _settle(self) -> None:
         """Unite coarse labels that hold the same fine ones, or overlap; nest those that hold some of another's."""
         changed = True
         while changed:
             changed = False
             bundles = self._bundles()
-            edges = self._edges()
+            edges = self.labels.within()
             members: dict[int, set[int]] = defaultdict(set)
             for fine, coarse in edges.items():
                 for c in coarse:
@@ -102,7 +96,7 @@ class _Tops:
                     self.labels.unite(torch.tensor([a]), torch.tensor([b]))
                     changed = True
                 elif members[small] < members[large] and large not in edges.get(small, ()):
-                    self.labels.parts[small].add(large)
+                    self.labels.nest(torch.tensor([small]), torch.tensor([large]))
                     changed = True
 
     def _top(self, label: int, bundles: set[int], memo: dict[int, int]) -> int:

@@ -42,7 +42,7 @@ class Labels:
     """
 
     families: list[Family] = field(default_factory=list)
-    parts: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))  # fine -> coarse
+    parts: list[Tensor] = field(default_factory=list)  # (2, n): fine labels above the coarse ones they lie within
     reasons: dict[int, str] = field(default_factory=dict)
     added: set[int] = field(default_factory=set)  # labels of sums of two tensors: residual streams
     count: int = 0
@@ -74,10 +74,6 @@ class Labels:
                 return torch.where(real, at, labels)
             at = above
 
-    def root(self, label: int) -> int:
-        """The representative of one label."""
-        return int(self.find(torch.tensor(label)))
-
     def unite(self, a: Tensor, b: Tensor) -> None:
         """Make the labels at the same places of two layers of one shape one."""
         while True:
@@ -91,8 +87,16 @@ class Labels:
         """Make the labels of `fine` parts of those at the same places of `coarse`."""
         pairs = torch.stack([self.find(fine).flatten(), self.find(coarse).flatten()])
         pairs = pairs[:, (pairs >= 0).all(dim=0) & (pairs[0] != pairs[1])]
-        for a, b in torch.unique(pairs, dim=1).T.tolist():
-            self.parts[a].add(b)
+        self.parts.append(torch.unique(pairs, dim=1))
+
+    def within(self) -> dict[int, set[int]]:
+        """The coarse labels that each fine one lies within, by their representatives."""
+        found: dict[int, set[int]] = defaultdict(set)
+        if self.parts:
+            for a, b in torch.unique(self.find(torch.cat(self.parts, dim=1)), dim=1).T.tolist():
+                if a != b:
+                    found[a].add(b)
+        return found
 
     def pin(self, labels: Tensor, reason: str) -> None:
         """These channels cannot be moved."""

@@ -115,13 +115,17 @@ def _choices(options: dict[Key, list[Setting]]) -> list[tuple[Key, ...]]:
 
 
 def attributes(model: nn.Module, group: WidthGroup) -> dict[Key, list[Setting]]:
-    """Attributes of the custom modules around a group whose values are multiples of its width that occur in it."""
-    shares: set[int] = {1}
+    """Attributes of the custom modules around a group that may follow its width.
+
+    Their values are multiples of the width that occur in it, or sizes of dimensions that it shares with others.
+    """
     spans: Counter[tuple[str, int]] = Counter()
     for a in group.axes:
-        shares.add(a.repeat)
         spans[a.tensor, a.dim] += a.repeat * a.tiles
-    shares |= set(spans.values())
+    shares = {1, *(a.repeat for a in group.axes), *spans.values()}
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    follows = {state[tensor].shape[dim]: share for (tensor, dim), share in spans.items()}
+    follows |= {share * group.width: share for share in sorted(shares, reverse=True)}
     found: dict[Key, list[Setting]] = defaultdict(list)
     makers = {p for a in group.axes if not a.fan_in for p in _prefixes(a.tensor)}
     readers = {p for a in group.axes if a.fan_in for p in _prefixes(a.tensor)}
@@ -130,11 +134,10 @@ def attributes(model: nn.Module, group: WidthGroup) -> dict[Key, list[Setting]]:
         if type(module).__module__.startswith("torch.nn."):
             continue
         for name, value in _integers(module):
-            for share in sorted(shares):
-                if value == share * group.width:
-                    role = "makes" if path in makers else "reads" if path in readers else "beside"
-                    found[role, type(module).__name__, name].append(Setting(path, name, share, 0))
-                    break
+            if (share := follows.get(value)) is not None:
+                role = "makes" if path in makers else "reads" if path in readers else "beside"
+                setting = Setting(path, name, share, value - share * group.width)
+                found[role, type(module).__name__, name].append(setting)
     return found
 
 
