@@ -9,7 +9,7 @@ import pytest
 from netsmith import presets
 from netsmith.cli.configs import config_path
 from netsmith.cli.main import main
-from netsmith.config import load_reassemble_config, load_train_config
+from netsmith.config import load_morph_config, load_reassemble_config, load_train_config
 from netsmith.core.profile import Bound
 from netsmith.core.zoo import load_zoo_file
 from netsmith.errors import ConfigError
@@ -76,6 +76,12 @@ def test_every_preset_parses(name, tmp_path):
             _folders(text, tmp_path)
     if name.endswith("_zoo"):
         assert len(load_zoo_file(file)) >= 2
+    elif name.startswith("morph_") or name == "demo_morph":
+        (tmp_path / "artifact").mkdir()
+        (tmp_path / "artifact" / "manifest.json").touch()
+        morph = load_morph_config(file)
+        assert morph.network.name or morph.network.source.startswith("timm:")
+        assert morph.space.widths[0] < morph.space.widths[1] == 1.0
     elif name.startswith(("train_", "demo_")):
         config = load_train_config(file)
         assert config.network.name

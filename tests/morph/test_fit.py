@@ -5,6 +5,7 @@ import torch
 from morph_networks import morphable, tiny
 
 from netsmith.core.data import Splits, open_data
+from netsmith.core.engine import Step, evaluate, train
 from netsmith.core.images import derived_seed
 from netsmith.core.settings import TrainSettings
 from netsmith.core.tasks import Classification
@@ -26,16 +27,24 @@ def grid():
     return morphable(Grid, keyframes=(1.0, 0.5, 0.25), coarse=0.125)
 
 
+@pytest.mark.slow
 def test_fitting_makes_narrow_networks_better(digits):
-    made = morphable(Nested)
     network = tiny()
+    trained = TrainSettings(epochs=4, batch_size=32, optimizer="adamw", lr=0.01, schedule="onecycle")
+    train(network.model, digits, TASK, trained, preprocess=network.preprocess)
+    made = morphable(Nested, network)
+
+    def at_half() -> float:
+        with made.at_widths(made.space.at(0.5)):
+            return evaluate(made, digits.validation, TASK, preprocess=network.preprocess)["accuracy"]
+
+    before = at_half()
     result = fit(
-        made, digits, TASK, FitSettings(distillation=0.0, draws=("random",)),
-        TrainSettings(epochs=6, batch_size=32, lr=0.05, augment=False, clip_grad=2.0), preprocess=network.preprocess,
+        made, digits, TASK, FitSettings(draws=("random", "low")), TRAINING.model_copy(update={"epochs": 8, "batch_size": 32}),
+        preprocess=network.preprocess,
     )  # fmt: skip
-    first, last = result.history[0], result.history[-1]
-    assert last["accuracy@0.625"] > first["accuracy@0.625"] + 0.1
-    assert last["loss"] < first["loss"]
+    last = result.history[-1]
+    assert at_half() > before + 0.1
     assert {"accuracy@1", "accuracy@0.625", "accuracy@0.25"} <= set(last)
     assert last["accuracy"] == pytest.approx(sum(last[f"accuracy@{r}"] for r in ("1", "0.625", "0.25")) / 3)
 
@@ -97,10 +106,8 @@ def test_features_and_teacher_are_computed_once_a_batch(digits):
     seen = []
     original = made.teacher
     made.teacher = lambda features: seen.append(1) or original(features)  # pyright: ignore[reportAttributeAccessIssue]
-    from netsmith.core.engine import Step
-
     images, labels = network.preprocess(digits.train.images([0, 1, 2])), digits.train.labels[:3]
-    losses = [float(objective.loss(made, images, labels, Step(0, 10, 0, 0))) for _ in range(3)]
+    losses = [float(objective.loss(made, images, labels, Step(0, 10, 0, 0)).detach()) for _ in range(3)]
     assert len(seen) == 1
     assert losses[0] == losses[1] == losses[2]
     objective.loss(made, images, labels, Step(1, 10, 0, 1))
@@ -110,8 +117,6 @@ def test_features_and_teacher_are_computed_once_a_batch(digits):
 def test_blockwise_later_groups_wait_at_full_width():
     made = morphable(Nested)
     objective = Fitting(TASK, FitSettings(blockwise=0.5), 0, (1.0,))
-    from netsmith.core.engine import Step
-
     low = dict(made.space.low)
     names = made.space.names
     early = objective._waiting(made, low, Step(0, 100, 0, 0))
@@ -123,10 +128,10 @@ def test_blockwise_later_groups_wait_at_full_width():
 
 def test_reconstruction_is_zero_where_nothing_changed():
     made = morphable(Nested)
-    assert float(reconstruction(made)) == 0.0
+    assert float(reconstruction(made).detach()) == 0.0
     with torch.no_grad():
         next(made.generator.parameters()).mul_(1.5)
-    assert float(reconstruction(made)) > 0
+    assert float(reconstruction(made).detach()) > 0
 
 
 def test_default_draws_suit_the_generator():
