@@ -92,9 +92,9 @@ class Tour:
         return gained
 
     def _disturb(self, rng: random.Random) -> tuple[float, list[int]]:
-        """Swap two neighbouring pieces of up to 30 cities; returns the length added and the cities at the ends."""
+        """Swap two neighbouring pieces of up to 50 cities; returns the length added and the cities at the ends."""
         n, tour, place, length = self._n, self._cities, self._place, self._length
-        most = min(30, (n - 2) // 3)
+        most = min(50, (n - 2) // 3)
         one, two = 1 + int(rng.random() * most), 1 + int(rng.random() * most)
         start = int(rng.random() * (n - one - two - 1))
         middle, stop = start + one, start + one + two

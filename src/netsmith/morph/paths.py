@@ -7,6 +7,7 @@ the dummy. How good an order is shows in the lower bound that comes with each.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import random
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ _TRIALS_PER_CHANNEL, _TRIALS_LEAST, _TRIALS_MOST, _TRIALS_A_SECOND = 10, 3000, 2
 # number of channels from which one search takes all.
 _STARTS, _ONE_START = 6, 256
 # Likely neighbours of a channel: more find better paths, and take longer.
-_NEIGHBOURS = 7
+_NEIGHBOURS = 6
 # Columns whose distances are summed in single precision; the sums are added in double.
 _CHUNK = 2048
 
@@ -85,8 +86,8 @@ def channel_order(
             not deterministic.
         seconds: how long to search. For "fast-tsp" by the clock, default 2. For "3opt" a number of steps that takes
             about as long on one core, so that the result does not depend on the machine's load; default 10 steps a
-            channel, at least 3000 and at most 20000 (under 1 s for 64 channels, 2 s for 512, 8 s for 2048), fewer
-            where the path meets the lower bound. Others ignore it.
+            channel, at least 3000 and at most 20000 (under 1 s for 64 channels, 2 s for 512, 10 to 20 s for
+            2048), fewer where the path meets the lower bound. Others ignore it.
         seed: same rows and seed, same path, except for "fast-tsp".
 
     Returns:
@@ -255,7 +256,12 @@ def _fast_tsp(problem: _Problem) -> Ints:
     if most > least:
         # A path has n - 1 steps: what all of them have in common may go, and leaves more of the 16 bits for the rest.
         whole[:n, :n] = np.rint(np.clip((distances - least) / (most - least), 0.0, 1.0) * 65535)
-    tour = fast_tsp.find_tour(whole, 2.0 if problem.seconds is None else problem.seconds)
+    seconds = 2.0 if problem.seconds is None else float(problem.seconds)
+    # Its own choice of neighbours for short times is the nearest, which goes astray on trained weights.
+    if "candidates" in inspect.signature(fast_tsp.find_tour).parameters:
+        tour = fast_tsp.find_tour(whole, seconds, candidates="alpha")
+    else:  # releases before 0.2.2
+        tour = fast_tsp.find_tour(whole, seconds)
     return np.array(cut_at_dummy(tour, n))
 
 
