@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from netsmith.core.channel_resize import permute, resize
+from netsmith.core.channel_resize import forget, holders, named_tensors, resized_tensors, set_widths
 from netsmith.core.channel_types import WidthGroup
 
 T = TypeVar("T")
@@ -54,11 +54,11 @@ class Proof:
         self.x = x.double() if x.is_floating_point() else x
         self.model = generic_copy(model)
         try:
-            self.output = self._run(self.model, self.x)
+            self.output = _run(self.model, self.x)
         except MISFIT:  # some code insists on single precision
             self.model.float()
             self.x = x
-            self.output = self._run(self.model, self.x)
+            self.output = _run(self.model, self.x)
         self._shapes = self._lightest(model.eval(), x)
 
     def _lightest(self, model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
@@ -69,27 +69,22 @@ class Proof:
             return real
         try:
             bare = copy.deepcopy(model).to("meta"), x.to("meta")
-            self._run(*bare)
+            _run(*bare)
             return bare if self._seconds(*bare) < took else real
         except (*MISFIT, NotImplementedError):
             return real
 
     def _seconds(self, model: nn.Module, x: Tensor) -> float:
         start = time.perf_counter()
-        self._run(model, x)
+        _run(model, x)
         return time.perf_counter() - start
-
-    def _run(self, model: nn.Module, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return model(x.clone())
 
     def order_free(self, groups: Sequence[WidthGroup], seed: int = 0) -> bool:
         """Whether the output stays the same when all these groups are reordered at random."""
-        twin = copy.deepcopy(self.model)
         generator = torch.Generator().manual_seed(seed)
-        for group in groups:
-            permute(twin, group, torch.randperm(group.width, generator=generator).tolist())
-        return same(self._run(twin, self.x), self.output)
+        orders = {g.name: torch.randperm(g.width, generator=generator).tolist() for g in groups}
+        out = _run_resized(self.model, self.x, groups, {g.name: g.width for g in groups}, orders)
+        return same(out, self.output)
 
     def misfit(self, groups: Sequence[WidthGroup], size: Callable[[WidthGroup], int], *, shapes: bool = False) -> str:
         """Why the network does not run with these groups resized, or "" when it does with an output of the same shape.
@@ -98,7 +93,7 @@ class Proof:
         """
         model, x = self._shapes if shapes else (self.model, self.x)
         try:
-            out = self._run(resize(model, groups, {g.name: size(g) for g in groups}), x)
+            out = _run_resized(model, x, groups, {g.name: size(g) for g in groups})
         except MISFIT as error:
             return f"{type(error).__name__}: {error}".splitlines()[0]
         return "" if out.shape == self.output.shape else f"its output has shape {tuple(out.shape)}"
@@ -110,10 +105,39 @@ class Proof:
     def keeps_function(self, groups: Sequence[WidthGroup]) -> bool:
         """Whether the network computes the same with every channel of these groups doubled."""
         try:
-            twin = resize(self.model, groups, {g.name: 2 * g.width for g in groups})
-            return same(self._run(twin, self.x), self.output)
+            out = _run_resized(self.model, self.x, groups, {g.name: 2 * g.width for g in groups})
+            return same(out, self.output)
         except MISFIT:
             return False
+
+
+def _run(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(x.clone())
+
+
+def _run_resized(
+    model: nn.Module,
+    x: Tensor,
+    groups: Sequence[WidthGroup],
+    widths: Mapping[str, int],
+    keep: Mapping[str, Sequence[int]] | None = None,
+) -> Tensor:
+    """The output of the network as `resize` would make it, without a copy of it."""
+    tensors = resized_tensors(model, groups, widths, keep=keep)
+    state, places = named_tensors(model), holders(model)
+    put = [(store, key, state[name], new) for name, new in tensors.items() for store, key in places[id(state[name])]]
+    try:
+        set_widths(model, groups, widths)
+        forget(model)
+        for store, key, _, new in put:
+            store[key] = new
+        return _run(model, x)
+    finally:
+        for store, key, old, _ in put:
+            store[key] = old
+        set_widths(model, groups, {})
+        forget(model)
 
 
 def same(output: Tensor, expected: Tensor, tolerance: float | None = None) -> bool:

@@ -53,7 +53,7 @@ def permute(model: nn.Module, group: WidthGroup, order: Sequence[int]) -> None:
             f"{group.name}: expected an order that holds each of 0 to {group.width - 1} once,"
             f" not {_order_fault(taken, group)}"
         )
-    tensors = _tensors(model)
+    tensors = named_tensors(model)
     every = torch.arange(group.width)
     with torch.no_grad():
         for axis in group.axes:
@@ -100,6 +100,28 @@ def resize(
     Raises ChannelError for a group that is not among `groups`, a width that is no positive integer, or a `keep` that
     does not list as many different channels as the width says.
     """
+    resized = resized_tensors(model, groups, widths, keep=keep)
+    new = copy.deepcopy(model)
+    forget(new)
+    tensors, places = named_tensors(new), holders(new)
+    for name, tensor in resized.items():
+        old = tensors[name]
+        if isinstance(old, nn.Parameter):
+            tensor = nn.Parameter(tensor.clone(), requires_grad=old.requires_grad)
+        for store, key in places[id(old)]:
+            store[key] = tensor
+    set_widths(new, groups, widths)
+    return new
+
+
+def resized_tensors(
+    model: nn.Module,
+    groups: Sequence[WidthGroup],
+    widths: Mapping[str, int | float],
+    *,
+    keep: Mapping[str, Sequence[int]] | None = None,
+) -> dict[str, Tensor]:
+    """The tensors of the network that `resize` changes, by name, as it changes them. The network is left alone."""
     checked = check_widths(groups, widths)
     by_name = {g.name: g for g in groups}
     sources = {n: _source(by_name[n], w, (keep or {}).get(n)) for n, w in checked.items()}
@@ -107,24 +129,13 @@ def resize(
         if name not in checked:
             raise ChannelError(f"keep names '{name}', which gets no new width. {did_you_mean(name, checked)}")
     changed = {n: s for n, s in sources.items() if s != list(range(by_name[n].width))}
-    new = copy.deepcopy(model)
-    forget(new)
-    tensors = _tensors(new)
+    tensors = named_tensors(model)
     touched: dict[str, list[tuple[Axis, WidthGroup]]] = defaultdict(list)
     for name in changed:
         for axis in by_name[name].axes:
             _tensor(tensors, axis, by_name[name])
             touched[axis.tensor].append((axis, by_name[name]))
-    holders = _holders(new)
-    for tensor, parts in touched.items():
-        old = tensors[tensor]
-        resized = _resized(old, parts, changed)
-        if isinstance(old, nn.Parameter):
-            resized = nn.Parameter(resized.clone(), requires_grad=old.requires_grad)
-        for store, key in holders[id(old)]:
-            store[key] = resized
-    set_widths(new, groups, checked)
-    return new
+    return {name: _resized(tensors[name], parts, changed) for name, parts in touched.items()}
 
 
 def _source(group: WidthGroup, width: int, keep: Sequence[int] | None) -> list[int]:
@@ -153,11 +164,11 @@ def _resized(tensor: Tensor, parts: Iterable[tuple[Axis, WidthGroup]], sources: 
             source = torch.tensor(sources[group.name])
             copies = torch.bincount(source, minlength=group.width)[source]
             index += [torch.arange(at, axis.start), channel_index(axis, group.width, source)]
-            share = 1 / copies if axis.fan_in else torch.ones(len(source))
-            scale += [torch.ones(axis.start - at), share.repeat_interleave(axis.repeat).repeat(axis.tiles)]
+            share = 1 / copies.double() if axis.fan_in else torch.ones(len(source)).double()
+            scale += [torch.ones(axis.start - at).double(), share.repeat_interleave(axis.repeat).repeat(axis.tiles)]
             at = axis.start + axis.span(group.width)
         index.append(torch.arange(at, tensor.shape[dim]))
-        scale.append(torch.ones(tensor.shape[dim] - at))
+        scale.append(torch.ones(tensor.shape[dim] - at).double())
         new = new.index_select(dim, torch.cat(index).to(tensor.device))
         factor = torch.cat(scale)
         if bool((factor != 1).any()):
@@ -165,7 +176,7 @@ def _resized(tensor: Tensor, parts: Iterable[tuple[Axis, WidthGroup]], sources: 
     return new
 
 
-def _holders(model: nn.Module) -> dict[int, list[tuple[dict[str, Any], str]]]:
+def holders(model: nn.Module) -> dict[int, list[tuple[dict[str, Any], str]]]:
     """Where each tensor is kept: a tensor that several modules share is in several places."""
     places: dict[int, list[tuple[dict[str, Any], str]]] = defaultdict(list)
     for module in model.modules():
@@ -246,7 +257,8 @@ def check_widths(groups: Sequence[WidthGroup], widths: Mapping[str, int | float]
     return checked
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; one that is shared has several names."""
     return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
 
 

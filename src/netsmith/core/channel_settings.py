@@ -106,12 +106,13 @@ def _with(group: WidthGroup, options: dict[Key, list[Setting]], keys: Iterable[K
 
 
 def _choices(options: dict[Key, list[Setting]]) -> list[tuple[Key, ...]]:
-    """Sets of attributes to try: none, those named after heads, all, and small ones."""
+    """Sets of attributes to try: none, those named after heads, all, one or two, all but one."""
     keys = sorted(options)
     heads = tuple(k for k in keys if "head" in k[2])
-    small = [c for n in (1, 2) for c in combinations(keys[:6], n)]
+    alone = [(k,) for k in keys]
+    pairs = [p for p in combinations(keys, 2) if p[0][:2] == p[1][:2]][:6]  # of one class
     rest = [tuple(k for k in keys if k != out) for out in keys] if len(keys) > 3 else []
-    return list(dict.fromkeys([(), heads, tuple(keys), *small, *rest]))
+    return list(dict.fromkeys([(), heads, tuple(keys), *alone, *pairs, *rest]))
 
 
 def attributes(model: nn.Module, group: WidthGroup) -> dict[Key, list[Setting]]:
