@@ -302,5 +302,16 @@ def test_rows_without_distances_are_refused():
         channel_order(rows)
     with pytest.raises(ChannelError, match="at least one channel"):
         channel_order(torch.zeros(0, 3))
-    with pytest.raises(MorphError, match="seconds of 0 or more"):
-        channel_order(normal(3, 2), seconds=-1.0)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
+def test_seconds_must_be_a_time(seconds):
+    with pytest.raises(MorphError, match="seconds of 0 or more to search for an order, got"):
+        channel_order(normal(3, 2), seconds=seconds)
+
+
+@pytest.mark.parametrize("solver", ["auto", "fast-tsp"])
+def test_no_time_at_all_still_gives_an_order(solver):
+    path = channel_order(clustered(30, 5, 3), solver=solver, seconds=0)
+    assert sorted(path.order) == list(range(30))
+    assert path.length < path.before

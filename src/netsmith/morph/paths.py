@@ -95,7 +95,7 @@ def channel_order(
         memory with n * n (40 bytes: 170 MB for 2048 channels) and not with d.
 
     Raises:
-        MorphError: an unknown solver, "exact" for too many channels, or seconds below zero.
+        MorphError: an unknown solver, "exact" for too many channels, or seconds that are negative or endless.
         ChannelError: no rows, or weights that are NaN or infinite.
     """
     _check(rows, solver, seconds)
@@ -155,8 +155,8 @@ def _check(rows: Tensor, solver: str, seconds: int | float | None) -> None:
         raise MorphError(
             f"the exact solver takes up to {_EXACT_MOST} channels, got {n}; solver='auto' takes any number"
         )
-    if seconds is not None and not seconds >= 0:
-        raise MorphError(f"expected seconds of 0 or more to search for an order, got {seconds}")
+    if seconds is not None and not 0 <= seconds < np.inf:
+        raise MorphError(f"expected a number of seconds of 0 or more to search for an order, got {seconds}")
     finite = torch.isfinite(rows).all(dim=1)
     if not bool(finite.all()):
         bad = torch.nonzero(~finite).flatten().tolist()
@@ -256,7 +256,7 @@ def _fast_tsp(problem: _Problem) -> Ints:
     if most > least:
         # A path has n - 1 steps: what all of them have in common may go, and leaves more of the 16 bits for the rest.
         whole[:n, :n] = np.rint(np.clip((distances - least) / (most - least), 0.0, 1.0) * 65535)
-    seconds = 2.0 if problem.seconds is None else float(problem.seconds)
+    seconds = 2.0 if problem.seconds is None else max(float(problem.seconds), 0.01)  # it refuses 0
     # Its own choice of neighbours for short times is the nearest, which goes astray on trained weights.
     if "candidates" in inspect.signature(fast_tsp.find_tour).parameters:
         tour = fast_tsp.find_tour(whole, seconds, candidates="alpha")
