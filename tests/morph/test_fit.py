@@ -39,10 +39,9 @@ def test_fitting_makes_narrow_networks_better(digits):
             return evaluate(made, digits.validation, TASK, preprocess=network.preprocess)["accuracy"]
 
     before = at_half()
-    result = fit(
-        made, digits, TASK, FitSettings(draws=("random", "low")), TRAINING.model_copy(update={"epochs": 8, "batch_size": 32}),
-        preprocess=network.preprocess,
-    )  # fmt: skip
+    longer = TRAINING.model_copy(update={"epochs": 8, "batch_size": 32})
+    draws = FitSettings(draws=("random", "low"))
+    result = fit(made, digits, TASK, draws, longer, preprocess=network.preprocess)
     last = result.history[-1]
     assert at_half() > before + 0.1
     assert {"accuracy@1", "accuracy@0.625", "accuracy@0.25"} <= set(last)
