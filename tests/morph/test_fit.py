@@ -9,10 +9,13 @@ from netsmith.core.engine import Step, evaluate, train
 from netsmith.core.images import derived_seed
 from netsmith.core.settings import TrainSettings
 from netsmith.core.tasks import Classification
-from netsmith.errors import TrainingError
+from netsmith.errors import MorphError, TrainingError
 from netsmith.morph.fit import FitSettings, Fitting, default_draws, fit, reconstruction
 from netsmith.morph.generator import Grid, Nested
 from netsmith.morph.importance import by_importance, channel_importance
+from netsmith.morph.morphable import Morphable
+from netsmith.morph.preparing import prepare
+from netsmith.morph.space import morph_space
 
 TASK = Classification(10)
 TRAINING = TrainSettings(epochs=2, batch_size=64, lr=0.02, ema=0.9, clip_grad=2.0, augment=False)
@@ -160,3 +163,20 @@ def test_importance_is_what_readers_lose():
 
 def test_draws_follow_from_seed_and_step():
     assert derived_seed(0, 2, 5, 1) == derived_seed(0, 2, 5, 1) != derived_seed(0, 2, 6, 1)
+
+
+def test_mixed_images_are_refused(digits):
+    with pytest.raises(MorphError, match="leave mixup and cutmix 0"):
+        fit(grid(), digits, TASK, FitSettings(), TRAINING.model_copy(update={"mixup": 0.2}))
+
+
+def test_batch_norms_may_stay(digits):
+    network = tiny()
+    prepared = prepare(network, fold=False)
+    space = morph_space(prepared.groups, "all", (0.5, 1.0))
+    made = Morphable(prepared.model, space, Nested(prepared.model.state_dict(), space.groups))
+    one = TRAINING.model_copy(update={"epochs": 1, "ema": None})
+    fit(made, digits, TASK, FitSettings(), one, preprocess=network.preprocess)
+    assert torch.equal(
+        made.tensors(space.full)["features.0.1.running_mean"], network.model.state_dict()["features.0.1.running_mean"]
+    )

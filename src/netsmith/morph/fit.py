@@ -18,7 +18,7 @@ from netsmith.core.images import derived_seed
 from netsmith.core.measure import Entry, Preprocessing
 from netsmith.core.settings import TrainSettings
 from netsmith.core.tasks import Task
-from netsmith.errors import TrainingError
+from netsmith.errors import MorphError, TrainingError
 from netsmith.morph.generator import Grid, Noise
 from netsmith.morph.morphable import Morphable
 
@@ -140,8 +140,10 @@ class Fitting:
         taught = self._teacher.get(key)
         if taught is None and self.settings.distillation:
             taught = model.teacher(features).float()
-            if taught.numel() <= 4 * images.numel():
+            size = taught.numel() * taught.element_size()
+            if self._kept_bytes + size <= self.settings.cache_mb * 2**20:
                 self._teacher[key] = taught
+                self._kept_bytes += size
         return features, taught if taught is not None else features.new_zeros(())
 
     def _waiting(self, model: Morphable, widths: dict[str, int], step: Step) -> dict[str, int]:
@@ -223,7 +225,10 @@ def fit(
 
     Raises:
         TrainingError: a loss that is not finite (with step and widths), or a checkpoint of another run.
+        MorphError: images would be mixed, so that what the base makes of them could not be remembered.
     """
+    if training.mixup or training.cutmix:
+        raise MorphError("fitting remembers what the base network makes of each image: leave mixup and cutmix 0")
     if judged is None:
         low, high = morphable.space.ratios
         judged = tuple(dict.fromkeys((high, round((low + high) / 2, 4), low)))

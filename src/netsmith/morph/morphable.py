@@ -35,6 +35,7 @@ class Morphable(nn.Module):
         self.generator = generator
         self.space = space
         self.widths: dict[str, int] = space.full
+        self._statistics = {name for name, _ in base.named_buffers()}
         # not registered: they share the modules of `base`
         self._split: tuple[nn.Module, nn.Module] | None = self._cut(chain) if chain is not None else None
 
@@ -61,8 +62,11 @@ class Morphable(nn.Module):
         device = next(iter(self.base.parameters())).device.type
         with torch.autocast(device, enabled=False):
             if coarse and isinstance(self.generator, Grid):
-                return self.generator(widths, noise, coarse=True)
-            return self.generator(widths, noise)
+                made = self.generator(widths, noise, coarse=True)
+            else:
+                made = self.generator(widths, noise)
+        # statistics of batch norms are read, not learned
+        return {name: value.detach() if name in self._statistics else value for name, value in made.items()}
 
     def rest(self, features: Tensor, widths: Mapping[str, int], tensors: Mapping[str, Tensor]) -> Tensor:
         """From features to the network's output, at these widths, with these tensors."""
