@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from netsmith.core.channel_entries import entrywise
+from netsmith.core.channel_entries import entrywise, moved
 from netsmith.core.channel_flow import Args, Flow, Kwargs, Operand, RuleBook, argument, derived, last_places, tensors_of
 from netsmith.core.channel_labels import varying
 
@@ -57,7 +57,7 @@ def _with_sums(flow: Flow, layers: Sequence[Tensor], gone: set[int]) -> list[Ten
     out = list(layers)
     for layer in layers:
         if varying(layer) & gone and varying(layer) - gone:
-            sums = flow.contract([Operand((layer,), tuple(layer.shape), True)], sorted(gone & set(range(ndim))))
+            sums = flow.contract([_alone(layer)], sorted(gone & set(range(ndim))))
             out += sums
     return out
 
@@ -96,7 +96,7 @@ def group_normed(flow: Flow, func: Any, args: Args, kwargs: Kwargs, out: Tensor)
             flow.number("num_channels", layer)
         if groups > 1:
             split = layer.flatten().view(groups, -1)
-            bundle = flow.contract([Operand((split,), tuple(split.shape), True)], [1])
+            bundle = flow.contract([_alone(split)], [1])
             for b in bundle:
                 flow.number("num_groups", b)
                 layers.append(b.expand_as(split).reshape(layer.shape))
@@ -255,7 +255,42 @@ def pooled(flow: Flow, func: Any, args: Args, kwargs: Kwargs, out: Any) -> None:
             if not moving:
                 layers.append(layer)
             elif all(t.shape[d] == 1 for d in range(2, t.ndim)):
-                layers += flow.contract([Operand((layer,), tuple(x.shape), True)], range(2, x.ndim))
+                layers += flow.contract([_alone(layer)], range(2, x.ndim))
             else:
                 flow.labels.pin(layer, "pooling or resampling runs along its channels")
         flow.mark(t, layers, derived=flow.marks(x).derived)
+
+
+@PRODUCTS.rule("unfold")
+def unfolded(flow: Flow, func: Any, args: Args, kwargs: Kwargs, out: Tensor) -> None:
+    """Each channel becomes as many as the window has pixels (Tensor.unfold is a view)."""
+    x = args[0] if args else kwargs["input"]
+    if out.ndim != 3 or x.ndim != 4:
+        return moved(flow, func, args, kwargs, out)
+    layers = []
+    for layer in flow.marks(x).layers:
+        if any(d > 1 for d in varying(layer)):
+            flow.labels.pin(layer, "windows run along its channels")
+        else:
+            layers.append(layer.repeat_interleave(out.shape[1] // x.shape[1], dim=1).flatten(2))
+    flow.mark(out, layers, derived=flow.marks(x).derived)
+    return None
+
+
+@PRODUCTS.rule("fold")
+def folded(flow: Flow, func: Any, args: Args, kwargs: Kwargs, out: Tensor) -> None:
+    """The pixels of overlapping windows are added up."""
+    x = args[0] if args else kwargs["input"]
+    window = x.shape[1] // out.shape[1]
+    layers = []
+    for layer in flow.marks(x).layers:
+        if varying(layer) == {1}:
+            split = layer.unflatten(1, (-1, window))
+            layers += [s.squeeze(2).unsqueeze(-1) for s in flow.contract([_alone(split)], [2])]
+        else:
+            flow.labels.pin(layer, "windows run along its channels")
+    flow.mark(out, layers, derived=flow.marks(x).derived)
+
+
+def _alone(layer: Tensor) -> Operand:
+    return Operand((layer,), tuple(layer.shape), True)

@@ -16,6 +16,8 @@ from netsmith.core.channel_types import Axis, Setting, WidthGroup
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # Attributes of norms and the like that count the entries of their weights.
 _COUNTS = ("num_features", "num_channels", "normalized_shape", "num_parameters")
+# Layers, and what is derived from them, whose numbers `layer_settings` knows.
+_STANDARD = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 # A choice: (what the module does with the channels, its class, the attribute), for all modules of that kind.
 Key = tuple[str, str, str]
 # How many groups of one kind are tried in vain before the others are given up.
@@ -132,13 +134,14 @@ def attributes(model: nn.Module, group: WidthGroup) -> dict[Key, list[Setting]]:
     readers = {p for a in group.axes if a.fan_in for p in _prefixes(a.tensor)}
     for path in _blocks(model, group.axes):
         module = model.get_submodule(path)
-        if type(module).__module__.startswith("torch.nn."):
+        if type(module).__module__.startswith("torch.nn.") or isinstance(module, _STANDARD):
             continue
         for name, value in _integers(module):
             if (share := follows.get(value)) is not None:
                 role = "makes" if path in makers else "reads" if path in readers else "beside"
-                setting = Setting(path, name, share, value - share * group.width)
-                found[role, type(module).__name__, name].append(setting)
+                fixed = value - share * group.width
+                key = (f"{role} with others" if fixed else role, type(module).__name__, name)
+                found[key].append(Setting(path, name, share, fixed))
     return found
 
 
