@@ -17,7 +17,7 @@ from netsmith.morph.generator import GENERATORS
 from netsmith.morph.inr import INR
 from netsmith.morph.paths import solver_names
 
-_KINDS = (*GENERATORS, INR.kind)
+_KINDS = tuple(dict.fromkeys((*GENERATORS, INR.kind)))
 
 
 class SpaceSection(Section):
