@@ -127,8 +127,14 @@ def test_mistakes_are_named():
     tensors, groups = prepared.base.state_dict(), prepared.space.groups
     with pytest.raises(MorphError, match=r"unknown generator 'gird'\. Did you mean 'grid'"):
         make_generator("gird", tensors, groups)
-    with pytest.raises(MorphError, match="are not those of the generator 'nested'"):
+    with pytest.raises(MorphError, match=r"the generator 'nested' has no setting 'coarse'. It has none\."):
         make_generator("nested", tensors, groups, {"coarse": 0.5})
+    with pytest.raises(MorphError, match=r"'grid' has no setting 'keyframe'. Did you mean 'keyframes'\?"):
+        make_generator("grid", tensors, groups, {"keyframe": (1.0, 0.5)})
+    with pytest.raises(MorphError, match=r"keyframes of the generator 'grid' must be Sequence\[float\], not 0.5"):
+        make_generator("grid", tensors, groups, {"keyframes": 0.5})
+    with pytest.raises(MorphError, match=r"coarse of the generator 'grid' must be float \| None, not 'half'"):
+        make_generator("grid", tensors, groups, {"coarse": "half"})
     with pytest.raises(MorphError, match="keyframes must fall from 1"):
         make_generator("grid", tensors, groups, {"keyframes": (0.5, 1.0)})
     with pytest.raises(MorphError, match="coarse must be above 0"):

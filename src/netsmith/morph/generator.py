@@ -6,13 +6,15 @@ names of the network's state dict, of the shapes that the network has at the wid
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from netsmith.core.channels import Axis, WidthGroup
@@ -114,11 +116,18 @@ def make_generator(
     """A generator of a kind; raises MorphError for an unknown kind or settings it does not have."""
     if kind not in GENERATORS:  # the kinds of other modules register themselves when they are imported
         raise MorphError(f"unknown generator '{kind}'. {did_you_mean(kind, GENERATORS)}")
-    try:
-        return GENERATORS[kind](tensors, groups, **dict(settings or {}))
-    except TypeError as error:
-        given = dict(settings or {})
-        raise MorphError(f"the settings {given} are not those of the generator '{kind}': {error}") from error
+    given, hints = dict(settings or {}), get_type_hints(GENERATORS[kind].__init__)
+    known = [name for name in inspect.signature(GENERATORS[kind]).parameters if name not in ("tensors", "groups")]
+    for name, value in given.items():
+        if name not in known:
+            hint = did_you_mean(name, known) or "It has none."
+            raise MorphError(f"the generator '{kind}' has no setting '{name}'. {hint}")
+        try:
+            TypeAdapter(hints[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            wanted = inspect.formatannotation(hints[name]).removeprefix("collections.abc.")
+            raise MorphError(f"{name} of the generator '{kind}' must be {wanted}, not {value!r}") from error
+    return GENERATORS[kind](tensors, groups, **given)
 
 
 def key(name: str) -> str:
