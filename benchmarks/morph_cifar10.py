@@ -39,17 +39,17 @@ SPACES: dict[str, dict[str, Any]] = {
         "training": {**COMMON, "epochs": 14, "batch_size": 256, "clip_grad": 5.0, "ema": 0.998},
         "fitting": {"views": 4, "per_step": 2},
         "draws": {
-            "grid": ("low", "coarse", "random", "coarse"),
+            "grid": ("keyframe", "coarse", "random", "coarse"),
             "nested": ("full", "random", "low", "random"),
             "inr": ("full", "random", "low", "random"),
         },
     },
     "all": {
         "widths": (0.25, 1.0),
-        "training": {**COMMON, "epochs": 16, "batch_size": 128, "clip_grad": 2.0, "ema": 0.995},
+        "training": {**COMMON, "epochs": 20, "batch_size": 128, "clip_grad": 2.0, "ema": 0.995},
         "fitting": {"views": 8, "per_step": 1},
         "draws": {
-            "grid": ("low", "random", "random", "low", "random", "random", "coarse", "random"),
+            "grid": ("keyframe", "random", "keyframe", "random", "keyframe", "random", "keyframe", "coarse"),
             "nested": ("full", "random", "low", "random", "random"),
             "inr": ("full", "random", "low", "random", "random"),
         },
@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of pieces and checkpoints")
     parser.add_argument("--only", nargs="*", help="pieces to run now, such as all-grid-0; none: only make the table")
     parser.add_argument("--epochs", type=int, help="instead of the space's own")
+    parser.add_argument("--lr", type=float, help="instead of the common one")
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
     if arguments.threads:
@@ -90,6 +91,8 @@ def run(name: str, arguments: argparse.Namespace) -> None:
     changed = dict(INR_TRAINING) if kind == "inr" else {}
     if arguments.epochs:
         changed["epochs"] = arguments.epochs
+    if arguments.lr:
+        changed["lr"] = arguments.lr
     training = TrainSettings(**{**space["training"], **changed, "seed": int(seed)})
     fitting = FitSettings(**space["fitting"], draws=space["draws"][kind])
     network = load_source(arguments.base, name="resnet20")

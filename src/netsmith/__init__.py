@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from netsmith.core.zoo import ZooEntry, load_zoo, load_zoo_file
     from netsmith.errors import NetsmithError
     from netsmith.morph.fit import FitSettings
+    from netsmith.morph.live import MorphableModel, Size
     from netsmith.morph.pipeline import Morphed, make_morphable
-    from netsmith.morph.sample import MorphableModel, Sampling
+    from netsmith.morph.sample import Sampling
     from netsmith.morph.saving import load_morphed, save_morphed
     from netsmith.morph.smooth import Smoothed, smooth
     from netsmith.morph.space import MorphSpace, morph_space
@@ -54,7 +55,8 @@ _HOME = {
     "errors": ("NetsmithError",),
     "morph.fit": ("FitSettings",),
     "morph.pipeline": ("Morphed", "make_morphable"),
-    "morph.sample": ("MorphableModel", "Sampling"),
+    "morph.live": ("MorphableModel", "Size"),
+    "morph.sample": ("Sampling",),
     "morph.saving": ("load_morphed", "save_morphed"),
     "morph.smooth": ("Smoothed", "smooth"),
     "morph.space": ("MorphSpace", "morph_space"),
@@ -99,6 +101,7 @@ __all__ = [
     "SearchResult",
     "Segmentation",
     "SimilarityTable",
+    "Size",
     "Smoothed",
     "Splits",
     "TrainSettings",

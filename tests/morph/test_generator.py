@@ -5,7 +5,7 @@ import torch
 from morph_networks import morphable, tiny
 
 from netsmith.errors import MorphError
-from netsmith.morph.generator import Grid, Nested, Noise, hats, make_generator
+from netsmith.morph.generator import Grid, Nested, Noise, make_generator, shares
 from netsmith.morph.morphable import check_split
 
 KINDS = {"nested": (Nested, {}), "grid": (Grid, {"keyframes": (1.0, 0.5, 0.25), "coarse": 0.125})}
@@ -71,7 +71,7 @@ def test_below_the_range_only_the_coarse_set_counts():
     grid = morphable(Grid, keyframes=(1.0, 0.5), coarse=0.25)
     before = grid.tensors(grid.space.at(0.25))
     with torch.no_grad():
-        for parameter in [*grid.generator.shared.parameters(), *grid.generator.deltas.parameters()]:
+        for parameter in grid.generator.deltas.parameters():
             parameter.add_(1.0)
     after = grid.tensors(grid.space.at(0.25))
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -83,7 +83,9 @@ def test_gradients_reach_what_a_width_is_made_of():
     x = torch.randn(2, 1, 8, 8)
     with grid.at_widths(grid.space.at(0.5)):
         grid(x).sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in grid.generator.shared.parameters() if p.ndim > 1)
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for p in grid.generator.deltas[0].parameters() if p.ndim > 1
+    )
     assert all(p.grad is None for p in grid.generator.smooth.parameters())
     assert all(p.grad is None for p in grid.base.parameters())
 
@@ -98,14 +100,16 @@ def test_noise_moves_the_coarse_reads_only():
         assert same is not moves
 
 
-def test_hats_are_a_partition_of_one_and_hold_beyond_the_ends():
-    knots = (1.0, 0.5, 0.25)
-    assert hats(1.0, knots) == (1.0, 0.0, 0.0)
-    assert hats(0.5, knots) == (0.0, 1.0, 0.0)
-    assert hats(0.1, knots) == (0.0, 0.0, 1.0)
-    assert hats(2.0, knots) == (1.0, 0.0, 0.0)
-    middle = hats(0.5**0.5, knots)
-    assert middle == pytest.approx((0.5, 0.5, 0.0))
+def test_shares_are_whole_at_each_keyframe_and_hold_beyond_the_ends():
+    knots = (1.0, 0.75, 0.5, 0.25)
+    assert shares(1.0, knots) == (0.0, 0.0, 0.0)
+    assert shares(0.75, knots) == (1.0, 0.0, 0.0)
+    assert shares(0.5, knots) == (1.0, 1.0, 0.0)
+    assert shares(0.25, knots) == (1.0, 0.0, 1.0)
+    assert shares(0.1, knots) == (1.0, 0.0, 1.0)
+    assert shares(2.0, knots) == (0.0, 0.0, 0.0)
+    assert shares(0.125**0.5, knots) == pytest.approx((1.0, 0.5, 0.5))
+    assert shares(0.5**0.5, (1.0, 0.5)) == pytest.approx((0.5,))
 
 
 def test_what_is_saved_comes_back_and_is_small(made):

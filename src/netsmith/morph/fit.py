@@ -19,10 +19,10 @@ from netsmith.core.measure import Entry, Preprocessing
 from netsmith.core.settings import TrainSettings
 from netsmith.core.tasks import Task
 from netsmith.errors import MorphError, TrainingError
-from netsmith.morph.generator import Grid, Noise
+from netsmith.morph.generator import Generator, Grid, Noise
 from netsmith.morph.morphable import Morphable
 
-Draw = Literal["full", "low", "random", "mixed", "coarse"]
+Draw = Literal["full", "low", "random", "mixed", "keyframe", "coarse"]
 
 
 class FitSettings(BaseModel):
@@ -34,7 +34,8 @@ class FitSettings(BaseModel):
         None,
         min_length=1,
         description="widths drawn in turn: full, low (end of the range), random (one ratio), mixed (a ratio for each "
-        "group), coarse (the grid's coarse set alone, at the low end); by default what suits the generator",
+        "group), keyframe (the grid's keyframes below 1), coarse (the grid's coarse set alone, at the low end); "
+        "by default what suits the generator",
     )
     per_step: int = Field(1, ge=1, description="how many of them make one step")
     distillation: float = Field(0.5, ge=0, le=1, description="share of the base network's outputs in the loss")
@@ -54,7 +55,7 @@ def default_draws(morphable: Morphable) -> tuple[Draw, ...]:
     if not isinstance(morphable.generator, Grid):
         return ("full", "random", "low", "random")
     below: tuple[Draw, ...] = () if morphable.generator.coarse is None else ("coarse",)
-    return ("low", "random", "random", *below)
+    return ("keyframe", "random", "keyframe", "random", *below)
 
 
 class Fitting:
@@ -87,7 +88,7 @@ class Fitting:
         total = torch.zeros((), device=features.device)
         for k in range(self.settings.per_step):
             kind = draws[(step.number * self.settings.per_step + k) % len(draws)]
-            widths = self._waiting(model, _drawn(model, kind, rng), step)
+            widths = self._waiting(model, drawn(model, kind, rng), step)
             loss = self._loss_at(model, features, taught, targets, widths, kind == "coarse", rng)
             value = float(loss.detach())
             if not math.isfinite(value):
@@ -171,8 +172,16 @@ class Fitting:
         return means | single
 
 
-def _drawn(model: Morphable, kind: str, rng: torch.Generator) -> dict[str, int]:
+def drawn(model: Morphable, kind: Draw, rng: torch.Generator) -> dict[str, int]:
+    """The widths of one draw. Raises MorphError for a draw that the generator does not have."""
     space = model.space
+    if kind in ("keyframe", "coarse"):
+        generator: Generator = model.generator
+        if not isinstance(generator, Grid):
+            raise MorphError(f"'{kind}' (fitting.draws) is drawn for a grid only, not for '{generator.kind}'")
+        if kind == "keyframe":
+            ratios = generator.keyframes[1:]
+            return space.at(ratios[int(torch.randint(len(ratios), (), generator=rng))])
     if kind == "full":
         return space.full
     if kind in ("low", "coarse"):  # the coarse set is read below the low end: fitted as near to that as the range goes

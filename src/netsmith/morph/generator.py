@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -20,9 +20,6 @@ from torch import Tensor, nn
 from netsmith.core.channels import Axis, WidthGroup
 from netsmith.errors import MorphError, did_you_mean
 from netsmith.morph.coordinates import Slot, along, cells, first, padded, slots
-
-_FADED = 0.75
-"""Ratio from which down the shared weights of a grid count in full."""
 
 GENERATORS: dict[str, type[Generator]] = {}
 """Kinds of generators by name."""
@@ -43,10 +40,13 @@ class Noise:
         return (torch.rand(*shape, generator=self.source) - 0.5) * self.amount
 
 
-def generator(kind: str) -> Callable[[type[Generator]], type[Generator]]:
+G = TypeVar("G", bound="Generator")
+
+
+def generator(kind: str) -> Callable[[type[G]], type[G]]:
     """Register a kind of generator under a name."""
 
-    def register(cls: type[Generator]) -> type[Generator]:
+    def register(cls: type[G]) -> type[G]:
         cls.kind = kind
         GENERATORS[kind] = cls
         return cls
@@ -157,10 +157,10 @@ class Grid(Generator):
     """Keyframes: sets of weights at a few ratios, each of its own size, and interpolated in the ratio between them.
 
     The keyframe at ratio 1 is the base network itself and is not changed: at full width, at any time, this *is* the
-    base network, to the last digit. Below it, weights of the base's size that all widths share are added, fading in
-    from ratio 1 to 3/4; and a keyframe adds to its first channels (channels in order of importance; a width `n` reads
-    the first `n`), with a weight that is piecewise linear in the logarithm of the ratio. So at step 0 this is `nested`,
-    and after it neither the full width nor a width at a keyframe need pay for the others.
+    base network, to the last digit. What the second keyframe adds fades in from 1 to its ratio and is shared by all
+    widths below; each of the others adds to that on its first channels (channels in order of importance; a width `n`
+    reads the first `n`), most at its own ratio and, linearly in the logarithm of the ratio, nothing at its neighbours'.
+    So at step 0 this is `nested`, and after it neither the full width nor a keyframe's need pay for the others.
 
     With `coarse` there is one more set of weights: a smooth function of the relative position, given on a grid of
     `coarse` times the base's channels, which any width reads by interpolation at its own cell centres `(j + 1/2) / n`,
@@ -172,6 +172,7 @@ class Grid(Generator):
         tensors: see `Generator`; channels in order of importance.
         groups: see `Generator`.
         keyframes: ratios, from high to low; the first is 1, the last the low end of the fitted range.
+            A keyframe's weights are of its own size.
         coarse: cells of the coarse set over the base's width, at most the last keyframe; None for no coarse set.
     """
 
@@ -179,7 +180,7 @@ class Grid(Generator):
         self,
         tensors: Mapping[str, Tensor],
         groups: Sequence[WidthGroup],
-        keyframes: Sequence[float] = (1.0, 0.5, 0.25),
+        keyframes: Sequence[float] = (1.0, 0.75, 0.5, 0.25),
         coarse: float | None = 0.125,
     ) -> None:
         super().__init__(tensors, groups)
@@ -188,7 +189,8 @@ class Grid(Generator):
             raise MorphError(f"keyframes must fall from 1 to above 0, two at least, such as 1, 0.5, 0.25; not {ratios}")
         if coarse is not None and not 0 < coarse <= 1:
             raise MorphError(f"coarse must be above 0 and at most 1 (cells over channels), not {coarse}")
-        self.keyframes, self.coarse = ratios, coarse
+        self.keyframes: tuple[float, ...] = ratios
+        self.coarse: float | None = coarse
         self.parts = _components(self.slots)
         for s in self.slots:
             self.register_buffer("anchor/" + key(s.name), tensors[s.name].detach().clone())
@@ -196,7 +198,6 @@ class Grid(Generator):
             nn.ParameterDict({key(s.name): nn.Parameter(torch.zeros(self._size(s, r))) for s in self.slots})
             for r in ratios[1:]
         )
-        self.shared = nn.ParameterDict({key(s.name): nn.Parameter(torch.zeros(s.shape)) for s in self.slots})
         self.smooth = nn.ParameterDict()
         if coarse is not None:
             small = self._widths(coarse)
@@ -243,17 +244,12 @@ class Grid(Generator):
 
     def _tensor(self, slot: Slot, widths: Mapping[str, int]) -> Tensor:
         anchor: Tensor = self.get_buffer("anchor/" + key(slot.name))
-        ratio = self.ratio(slot, widths)
-        weights = hats(ratio, self.keyframes)
-        fade = min(1.0, max(0.0, (1.0 - ratio) / (1.0 - _FADED)))
         read = first(slot, anchor, self.base, self.base, widths)
-        if fade:
-            shared = self.shared.get_parameter(key(slot.name))
-            read = read + fade * first(slot, shared, self.base, self.base, widths)
-        for k, values in enumerate(self.deltas, start=1):
-            if weights[k]:
+        weights = shares(self.ratio(slot, widths), self.keyframes)
+        for weight, ratio, values in zip(weights, self.keyframes[1:], self.deltas, strict=True):
+            if weight:
                 delta = values.get_parameter(key(slot.name))
-                read = self._added(slot, read, delta, self.keyframes[k], widths, weights[k])
+                read = self._added(slot, read, delta, ratio, widths, weight)
         return read
 
     def _added(
@@ -288,12 +284,16 @@ def _components(found: Sequence[Slot]) -> tuple[frozenset[str], ...]:
     return tuple(parts)
 
 
-def hats(ratio: float, knots: Sequence[float]) -> tuple[float, ...]:
-    """Weights of the knots (falling ratios): linear in the logarithm of the ratio, the ends hold beyond the knots."""
-    if ratio >= knots[0]:
-        return (1.0, *(0.0,) * (len(knots) - 1))
-    for k, (high, low) in enumerate(pairwise(knots)):
-        if ratio >= low:
-            way = math.log(high / ratio) / math.log(high / low)
-            return (*(0.0,) * k, 1 - way, way, *(0.0,) * (len(knots) - k - 2))
-    return (*(0.0,) * (len(knots) - 1), 1.0)
+def shares(ratio: float, keyframes: Sequence[float]) -> tuple[float, ...]:
+    """How much each keyframe but the first adds at a ratio; linear in the logarithm of the ratio between keyframes.
+
+    The second keyframe's share rises from 0 at the first to 1 at its own ratio, and stays; each later one's rises from
+    0 at the one before it to 1 at its own and falls to 0 at the next; the last one's stays.
+    """
+
+    def way(high: float, low: float) -> float:
+        return min(1.0, max(0.0, math.log(high / ratio) / math.log(high / low)))
+
+    rises = [way(high, low) for high, low in pairwise(keyframes)]
+    falls = [0.0, *rises[2:], 0.0][: len(rises)]
+    return tuple(rise - fall for rise, fall in zip(rises, falls, strict=True))

@@ -28,10 +28,10 @@ from netsmith.morph.coordinates import along
 from netsmith.morph.fit import FitSettings, fit
 from netsmith.morph.generator import make_generator
 from netsmith.morph.inr import INR
+from netsmith.morph.live import MorphableModel
 from netsmith.morph.morphable import Morphable, check_split
 from netsmith.morph.ordering import Order, Ordered, order_channels
 from netsmith.morph.preparing import Prepared, prepare
-from netsmith.morph.sample import MorphableModel
 from netsmith.morph.space import MorphSpace, Range, morph_space
 
 Norms = Literal["fold", "keep"]
@@ -92,12 +92,10 @@ class Stopwatch:
 
 
 def default_keyframes(space: MorphSpace) -> dict[str, Any]:
-    """Keyframes for a grid: 1, its halves above the low end of the range, and that; half of it for the coarse set."""
+    """For a grid: keyframes at 1, 3/4, the halves above the low end, and that; half of it for the coarse set."""
     low = space.ratios[0]
-    ratios = [1.0]
-    while ratios[-1] / 2 > low * 1.2:
-        ratios.append(ratios[-1] / 2)
-    return {"keyframes": [*ratios, min(low, 0.999 * ratios[-1])], "coarse": low / 2}
+    ratios = [1.0, 0.75, *(2.0**-k for k in range(1, 20))]
+    return {"keyframes": [*(r for r in ratios if r > low * 1.2 or r == 1), min(low, 0.999)], "coarse": low / 2}
 
 
 def make_morphable(

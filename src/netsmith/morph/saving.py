@@ -22,10 +22,10 @@ from netsmith.core.trained import skeleton
 from netsmith.core.weights import load_state
 from netsmith.errors import ArtifactError, MorphError
 from netsmith.morph.generator import make_generator
+from netsmith.morph.live import MorphableModel
 from netsmith.morph.morphable import Morphable
 from netsmith.morph.pipeline import Morphed, WidthResult
 from netsmith.morph.results import Base, Details, Summary, Width
-from netsmith.morph.sample import MorphableModel
 from netsmith.morph.space import MorphSpace
 
 KIND = "morph"

@@ -1,0 +1,300 @@
+"""The model that serves live: one artifact, any size, and a size that changes while requests are answered."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from netsmith.core.profile import count_macs, count_params, format_count, measure_latency
+from netsmith.errors import BudgetError, MorphError
+from netsmith.morph.morphable import Morphable
+from netsmith.morph.sample import EXACT, Sampling, sample_tensors
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a morphable model serves: its widths by group, their mean ratio, params and MACs of the whole network."""
+
+    ratio: float
+    params: int
+    macs: int
+    widths: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class _Served:
+    """A network and its widths, replaced as one; nobody changes the network once it is here."""
+
+    widths: Mapping[str, int]
+    how: Sampling
+    network: nn.Module
+
+
+class MorphableModel(nn.Module):
+    """One artifact, networks of any size.
+
+    `model.at(0.5)`, `model.at(params=100_000)`, `model.at(macs=20e6)`, `model.at(latency_ms=3.0)` and
+    `model.at({"layer3.2.conv1": 24})` give plain networks, which share nothing with this one.
+
+    `model(x)` runs the network of the current size, at first the base's widths; `model.set_size(...)`, which takes the
+    same requests, changes it. Any number of threads may call `model(x)` meanwhile: each call runs one whole network, of
+    the size before or of the size after. Networks that have been served are kept, up to `cache_mb`, so that going back
+    to a size costs nothing.
+
+    Args:
+        morphable: base network and generator, fitted.
+        input_shape: of one input, without the batch.
+        cache_mb: memory for the weights of networks that have been served.
+    """
+
+    def __init__(self, morphable: Morphable, input_shape: tuple[int, ...], *, cache_mb: float | int = 256) -> None:
+        super().__init__()
+        self.morphable = morphable.eval()
+        self.input_shape = tuple(input_shape)
+        self.cache_mb = float(cache_mb)
+        self._reset()
+
+    def _reset(self, served: _Served | None = None) -> None:
+        self._lock = threading.RLock()  # whoever reads from the generator, or touches what follows, holds it
+        self._served = served
+        self._cache: OrderedDict[tuple[object, ...], _Served] = OrderedDict()
+        self._sizes: dict[tuple[int, ...], tuple[int, int]] = {}
+        self._latencies: dict[tuple[object, ...], float] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles take the artifact, not locks and caches."""
+        own = ("_lock", "_served", "_cache", "_sizes", "_latencies")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._reset()
+
+    # --- serving ------------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The output of the current size for a batch `(n, ...)`."""
+        served = self._served  # one read: a switch meanwhile changes the next call, not this one
+        if served is None:
+            served = self._serve(self.morphable.space.full, EXACT)
+        return served.network(x)
+
+    def set_size(
+        self,
+        size: float | int | Mapping[str, int] | None = None,
+        *,
+        ratio: float | int | None = None,
+        widths: Mapping[str, int] | None = None,
+        params: float | int | None = None,
+        macs: float | int | None = None,
+        latency_ms: float | int | None = None,
+        batch: int = 1,
+        how: Sampling = EXACT,
+    ) -> Size:
+        """Serve another size from the next call on; returns it. Requests and errors are those of `widths_for`."""
+        found = self.widths_for(
+            size, ratio=ratio, widths=widths, params=params, macs=macs, latency_ms=latency_ms, batch=batch
+        )
+        self._serve(found, how)
+        return self.describe(found)
+
+    @property
+    def size(self) -> Size:
+        """The current size."""
+        served = self._served
+        return self.describe(self.morphable.space.full if served is None else served.widths)
+
+    def describe(self, widths: Mapping[str, int]) -> Size:
+        """Ratio, params and MACs of the whole network at these widths."""
+        params, macs = self.sizes(widths)
+        return Size(self.morphable.space.ratio(widths), params, macs, dict(widths))
+
+    def _serve(self, widths: Mapping[str, int], how: Sampling) -> _Served:
+        """Make a size the current one: from the cache, or read anew. The last to ask wins."""
+        key = (*widths.values(), how)
+        with self._lock:
+            served = self._cache.get(key)
+            if served is None:
+                network = self._read(widths, how).requires_grad_(False)
+                served = _Served(dict(widths), how, network)
+                self._cache[key] = served
+            self._cache.move_to_end(key)
+            while len(self._cache) > 1 and self.cached_bytes() > self.cache_mb * 2**20:
+                self._cache.popitem(last=False)
+            self._served = served
+        return served
+
+    def cached_bytes(self) -> int:
+        """Bytes of the weights of the networks that are kept."""
+        with self._lock:
+            return sum(_bytes(served.network) for served in self._cache.values())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MorphableModel:
+        """Moving or casting the model drops what was read before; the current size is read again."""
+        with self._lock:
+            before = self._served
+            super()._apply(fn, recurse)
+            self._cache.clear()
+            self._latencies.clear()
+            self._served = None
+            if before is not None:
+                self._serve(before.widths, before.how)
+        return self
+
+    # --- networks of their own ----------------------------------------------------------------------------------------
+
+    def at(
+        self,
+        size: float | int | Mapping[str, int] | None = None,
+        *,
+        ratio: float | int | None = None,
+        widths: Mapping[str, int] | None = None,
+        params: float | int | None = None,
+        macs: float | int | None = None,
+        latency_ms: float | int | None = None,
+        batch: int = 1,
+        how: Sampling = EXACT,
+    ) -> nn.Module:
+        """A plain network of its own in evaluation mode at a size: see `widths_for` for requests and errors."""
+        found = self.widths_for(
+            size, ratio=ratio, widths=widths, params=params, macs=macs, latency_ms=latency_ms, batch=batch
+        )
+        with self._lock:
+            served = self._cache.get((*found.values(), how))
+            if served is not None:
+                return copy.deepcopy(served.network).requires_grad_(True)
+            return self._read(found, how)
+
+    def _read(self, widths: Mapping[str, int], how: Sampling) -> nn.Module:
+        space = self.morphable.space
+        if not space.fitted(widths):
+            low, high = space.ratios
+            warnings.warn(
+                f"widths of ratio {space.ratio(widths):.3g} lie outside the fitted range {low:.3g} to {high:.3g}: "
+                f"expect a loss of accuracy, and measure it",
+                stacklevel=4,
+            )
+        return self.morphable.module(widths, sample_tensors(self.morphable, widths, how))
+
+    # --- sizes --------------------------------------------------------------------------------------------------------
+
+    def widths_for(
+        self,
+        size: float | int | Mapping[str, int] | None = None,
+        *,
+        ratio: float | int | None = None,
+        widths: Mapping[str, int] | None = None,
+        params: float | int | None = None,
+        macs: float | int | None = None,
+        latency_ms: float | int | None = None,
+        batch: int = 1,
+    ) -> dict[str, int]:
+        """The widths of every group for one request.
+
+        Args:
+            size: a ratio or widths, whichever it is.
+            ratio: one ratio for all groups.
+            widths: widths by group; the others stay at full width.
+            params: at most so many parameters in the whole network; the widest such ratio is taken.
+            macs: likewise multiply-adds for one input.
+            latency_ms: likewise milliseconds a call, measured on this machine with the threads that torch has, once for
+                each size, and remembered; more than the largest network needs gives the largest.
+            batch: inputs in the call that `latency_ms` is for.
+
+        Raises:
+            MorphError: not exactly one request, or one that is no size.
+            BudgetError: a budget below the smallest network (one channel a group) or above the largest that was
+                fitted; the message has both.
+        """
+        asked = {"ratio": ratio, "widths": widths, "params": params, "macs": macs, "latency_ms": latency_ms}
+        given = [name for name, value in {"size": size, **asked}.items() if value is not None]
+        if len(given) != 1:
+            raise MorphError(
+                f"ask for one of {', '.join(asked)} (or a size, a ratio or widths by its type), "
+                f"not {' and '.join(given) or 'none'}"
+            )
+        space = self.morphable.space
+        if isinstance(size, Mapping):
+            return space.of(size)
+        if widths is not None:
+            return space.of(widths)
+        for value in (size, ratio):
+            if value is not None:
+                return space.at(float(value))
+        if latency_ms is not None:
+            return self._within_latency(float(latency_ms), batch)
+        if params is not None:
+            return self._widest("params", float(params), lambda w: float(self.sizes(w)[0]))
+        assert macs is not None
+        return self._widest("macs", float(macs), lambda w: float(self.sizes(w)[1]))
+
+    def sizes(self, widths: Mapping[str, int]) -> tuple[int, int]:
+        """Params and MACs (of one input) of the whole network at these widths."""
+        key = tuple(widths.values())
+        with self._lock:
+            if key not in self._sizes:
+                module = self.morphable.module(widths)
+                self._sizes[key] = count_params(module), count_macs(module, self.input_shape)
+            return self._sizes[key]
+
+    def latency(self, widths: Mapping[str, int], batch: int = 1) -> float:
+        """Milliseconds of a call with `batch` inputs at these widths: the median of ten, measured once a size."""
+        if batch < 1:
+            raise MorphError(f"a batch holds at least one input, not {batch}")
+        key = (*widths.values(), batch, torch.get_num_threads())
+        with self._lock:
+            if key not in self._latencies:
+                first = next(self.morphable.base.parameters())
+                x = torch.zeros(batch, *self.input_shape, device=first.device, dtype=first.dtype)
+                self._latencies[key] = measure_latency(self.morphable.module(widths), x)
+            return self._latencies[key]
+
+    def narrowest(self) -> dict[str, int]:
+        """The narrowest widths that a budget may give: one channel in every group."""
+        space = self.morphable.space
+        return space.at(1 / max(g.width for g in space.groups))
+
+    def _within_latency(self, bound: float, batch: int) -> dict[str, int]:
+        space = self.morphable.space
+        largest = space.at(space.ratios[1])
+        if bound >= self.latency(largest, batch):
+            return largest
+        return self._widest("latency_ms", bound, lambda w: self.latency(w, batch))
+
+    def _widest(self, what: str, bound: float, cost: Callable[[Mapping[str, int]], float]) -> dict[str, int]:
+        """The widths of the highest ratio, up to the highest fitted one, whose cost is within the bound."""
+        space = self.morphable.space
+        steps = max(g.width for g in space.groups)
+        top = max(steps, round(space.ratios[1] * steps))
+        smallest, largest = self.narrowest(), space.at(top / steps)
+        least, most = cost(smallest), cost(largest)
+        if bound < least or bound > most:
+            side = "below the smallest" if bound < least else "above the largest"
+            raise BudgetError(
+                f"{what} of {_amount(what, bound)} is {side} network of this artifact: it reaches from "
+                f"{_amount(what, least)} (one channel a group) to {_amount(what, most)}"
+            )
+        low, high = 1, top  # cost(low) fits; the highest that fits is looked for
+        while low < high:
+            middle = (low + high + 1) // 2
+            if cost(space.at(middle / steps)) <= bound:
+                low = middle
+            else:
+                high = middle - 1
+        return space.at(low / steps)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in module.state_dict().values())
+
+
+def _amount(what: str, value: float) -> str:
+    return f"{value:.3g} ms" if what == "latency_ms" else format_count(round(value))
