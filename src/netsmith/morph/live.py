@@ -36,6 +36,7 @@ class _Served:
     widths: Mapping[str, int]
     how: Sampling
     network: nn.Module
+    size: int  # bytes of its weights
 
 
 class MorphableModel(nn.Module):
@@ -98,13 +99,13 @@ class MorphableModel(nn.Module):
         latency_ms: float | int | None = None,
         batch: int = 1,
         how: Sampling = EXACT,
-    ) -> Size:
-        """Serve another size from the next call on; returns it. Requests and errors are those of `widths_for`."""
+    ) -> dict[str, int]:
+        """Serve another size from the next call on; returns its widths. Requests and errors: see `widths_for`."""
         found = self.widths_for(
             size, ratio=ratio, widths=widths, params=params, macs=macs, latency_ms=latency_ms, batch=batch
         )
         self._serve(found, how)
-        return self.describe(found)
+        return found
 
     @property
     def size(self) -> Size:
@@ -124,7 +125,7 @@ class MorphableModel(nn.Module):
             served = self._cache.get(key)
             if served is None:
                 network = self._read(widths, how).requires_grad_(False)
-                served = _Served(dict(widths), how, network)
+                served = _Served(dict(widths), how, network, _bytes(network))
                 self._cache[key] = served
             self._cache.move_to_end(key)
             while len(self._cache) > 1 and self.cached_bytes() > self.cache_mb * 2**20:
@@ -135,7 +136,7 @@ class MorphableModel(nn.Module):
     def cached_bytes(self) -> int:
         """Bytes of the weights of the networks that are kept."""
         with self._lock:
-            return sum(_bytes(served.network) for served in self._cache.values())
+            return sum(served.size for served in self._cache.values())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MorphableModel:
         """Moving or casting the model drops what was read before; the current size is read again."""
