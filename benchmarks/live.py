@@ -158,7 +158,8 @@ def main() -> None:
             f"| {took['cold_ms']:.1f} ms | {took['cached_ms']:.3f} ms | {took['forward_ms']:.1f} ms |",
             "",
             f"Aims: {COLD_MS:g} ms and {CACHED_MS:g} ms. Under load: {load['threads']} threads gave "
-            f"{load['answers']} answers in {load['seconds']:g} s while the size changed {load['switches']} times, every {1e3 * EVERY:g} ms; "
+            f"{load['answers']} answers in {load['seconds']:g} s while the size changed {load['switches']} times, "
+            f"every {1e3 * EVERY:g} ms; "
             f"{load['wrong']} of them belonged to no size. Memory {load['memory_mb']['after_5_s']:.0f} MB after 5 s, "
             f"{load['memory_mb']['end']:.0f} MB at the end, {load['memory_mb']['largest']:.0f} MB at most.",
             "",
