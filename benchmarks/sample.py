@@ -119,7 +119,7 @@ def page(rows: list[dict[str, Any]], memory: dict[str, float], about: dict[str, 
     lines = [
         "# K noisy reads of a ResNet20",
         "",
-        "| generator | width | K | a read | mean of K | over K reads | its network too | over K reads | peak | rose by |",
+        "| kind | width | K | a read | mean of K | over K reads | whole sample | over K reads | peak | rose by |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
