@@ -4,6 +4,7 @@ import pytest
 import torch
 from morph_networks import morphable, tiny
 
+from netsmith.core.channels import entries, relocate
 from netsmith.errors import MorphError
 from netsmith.morph.generator import Grid, Nested, Noise, make_generator, shares
 from netsmith.morph.morphable import check_split
@@ -76,6 +77,23 @@ def test_below_the_range_only_the_coarse_set_counts():
     after = grid.tensors(grid.space.at(0.25))
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not torch.equal(grid.tensors(grid.space.at(0.5))["features.0.0.weight"], before["features.0.0.weight"])
+
+
+@torch.no_grad()
+def test_the_coarse_set_begins_in_a_smooth_order_and_computes_the_same():
+    grid = morphable(Grid, keyframes=(1.0, 0.9), coarse=0.75)
+    groups = relocate(grid.space.groups, grid.generator._widths(0.75))
+    x = torch.randn(3, 1, 8, 8)
+
+    def variation() -> float:
+        tensors = grid.tensors(grid.space.at(0.75))
+        return sum(float(entries(tensors, g).diff(dim=0).abs().sum()) for g in groups)
+
+    with grid.at_widths(grid.space.at(0.75)):
+        before, answer = variation(), grid(x)
+        grid.generator.begin()
+        assert variation() < 0.99 * before
+        assert torch.allclose(grid(x), answer, atol=1e-5)
 
 
 def test_gradients_reach_what_a_width_is_made_of():

@@ -17,9 +17,10 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from netsmith.core.channels import Axis, WidthGroup
+from netsmith.core.channels import Axis, WidthGroup, entries, relocate
 from netsmith.errors import MorphError, did_you_mean
 from netsmith.morph.coordinates import Slot, along, cells, first, padded, slots
+from netsmith.morph.paths import channel_order
 
 GENERATORS: dict[str, type[Generator]] = {}
 """Kinds of generators by name."""
@@ -70,11 +71,15 @@ class Generator(nn.Module):
         self.slots: tuple[Slot, ...] = slots(tensors, groups)
         if not self.slots:
             raise MorphError("there is nothing to generate: the morph space has no group with weights")
+        self.groups = tuple(groups)
         self.base: dict[str, int] = {g.name: g.width for g in groups}
 
     def forward(self, widths: Mapping[str, int], noise: Noise | None = None) -> dict[str, Tensor]:
         """The tensors at these widths (of every group), by state-dict name."""
         raise NotImplementedError
+
+    def begin(self) -> None:
+        """What is done once, before fitting."""
 
     def settings(self) -> dict[str, Any]:
         """What rebuilds this generator, beside its tensors: keyword arguments of the class."""
@@ -204,6 +209,23 @@ class Grid(Generator):
             for s in self.slots:
                 start = first(s, tensors[s.name].detach(), self.base, self.base, small)
                 self.smooth[key(s.name)] = nn.Parameter(start.clone())
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Put the cells of the coarse set in a smooth order: what lies between two that are alike is like both."""
+        if self.coarse is None:
+            return
+        small = self._widths(self.coarse)
+        tensors = {s.name: self.smooth.get_parameter(key(s.name)) for s in self.slots}
+        for group in relocate(self.groups, small):
+            order = torch.tensor(channel_order(entries(tensors, group)).order)
+            read = torch.eye(group.width)[order]
+
+            def change(t: Tensor, axis: Axis, name: str, moved: str = group.name, read: Tensor = read) -> Tensor:
+                return along(t, axis, small[name], read.to(t.device)) if name == moved else t
+
+            for s in self.slots:
+                tensors[s.name].copy_(s.walk(tensors[s.name], self.base, small, change))
 
     def settings(self) -> dict[str, Any]:
         """Keyframes and `coarse`."""
