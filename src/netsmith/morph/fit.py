@@ -34,8 +34,8 @@ class FitSettings(BaseModel):
         None,
         min_length=1,
         description="widths drawn in turn: full, low (end of the range), random (one ratio), mixed (a ratio for each "
-        "group), keyframe (the grid's keyframes below 1), coarse (the grid's coarse set alone, at the low end); "
-        "by default what suits the generator",
+        "group), keyframe (the grid's keyframes below 1), coarse (the grid's coarse set alone, from the low end to half as "
+        "much again); by default what suits the generator",
     )
     per_step: int = Field(1, ge=1, description="how many of them make one step")
     distillation: float = Field(0.5, ge=0, le=1, description="share of the base network's outputs in the loss")
@@ -184,13 +184,17 @@ def drawn(model: Morphable, kind: Draw, rng: torch.Generator) -> dict[str, int]:
             return space.at(ratios[int(torch.randint(len(ratios), (), generator=rng))])
     if kind == "full":
         return space.full
-    if kind in ("low", "coarse"):  # the coarse set is read below the low end: fitted as near to that as the range goes
+    if kind == "low":
         return dict(space.low)
 
     def between(way: float, name: str) -> int:
         low, high = space.low[name], space.high[name]
         return low + round(way * (high - low))
 
+    if kind == "coarse":
+        # read below the low end: fitted near it, at widths that read the cells at many places
+        way = float(torch.rand((), generator=rng))
+        return {n: min(space.high[n], round(low * (1 + way / 2))) for n, low in space.low.items()}
     if kind == "mixed":
         return {g.name: between(float(torch.rand((), generator=rng)), g.name) for g in space.groups}
     way = float(torch.rand((), generator=rng))
