@@ -34,8 +34,8 @@ class FitSettings(BaseModel):
         None,
         min_length=1,
         description="widths drawn in turn: full, low (end of the range), random (one ratio), mixed (a ratio for each "
-        "group), keyframe (the grid's keyframes below 1), coarse (the grid's coarse set alone, from the low end to half as "
-        "much again); by default what suits the generator",
+        "group), keyframe (the grid's, below 1), coarse (the grid's coarse set alone, from the low end to half as much "
+        "again); by default what suits the kind",
     )
     per_step: int = Field(1, ge=1, description="how many of them make one step")
     distillation: float = Field(0.5, ge=0, le=1, description="share of the base network's outputs in the loss")
