@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from netsmith.core.cache import independent
 from netsmith.core.output import write_bytes
@@ -71,3 +71,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         index, _, name = key.partition(".")
         filled.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({**state, "state": filled})
+
+
+def copied_state(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the state dict on the CPU."""
+    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in model.state_dict().items()}

@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from netsmith.core import checkpoint as files
 from netsmith.core.cache import digest
 from netsmith.core.images import ImageSet, Splits, batches, derived_seed
 from netsmith.core.measure import Entry, Preprocessing, Progress, measure, prepare, try_out
+from netsmith.core.objective import Objective, Step, Supervised, Wrapped, make_mixing, make_optimizer
 from netsmith.core.session import (
     Session,
     chosen_parameters,
@@ -33,33 +33,6 @@ from netsmith.core.tasks import Task, sum_type
 from netsmith.errors import TrainingError
 
 __all__ = ["Objective", "Progress", "Step", "TrainResult", "TrainSettings", "evaluate", "lr_factor", "train"]
-
-
-@dataclass(frozen=True)
-class Step:
-    """Where a training is: optimizer step `number` of `total` (from 0), batch `index` of the view `view`."""
-
-    number: int
-    total: int
-    view: int
-    index: int
-
-
-@runtime_checkable
-class Objective(Protocol):
-    """What training minimises, and what its epochs are judged by."""
-
-    def identity(self) -> str:
-        """What a checkpoint must have in common with it to be continued."""
-        ...
-
-    def loss(self, model: nn.Module, images: Tensor, targets: Tensor, step: Step) -> Tensor:
-        """The loss of a batch of preprocessed images, a scalar."""
-        ...
-
-    def judge(self, model: nn.Module, measured: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
-        """Metrics of the model; `measured` gives those of a network on the validation part."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -166,7 +139,7 @@ def train(
         for image_set in (train_set, validation_set):
             try_out(model, image_set, task, preprocess, current)
         run = _Run(model, train_set, validation_set, task, settings, preprocess, current, checkpoint_dir, progress)
-        run.aim(objective or _Supervised(task, settings.label_smoothing), views)
+        run.aim(objective or Supervised(task, settings.label_smoothing), views)
         if resume:
             run.resume()
         return run.to_the_end(on_epoch)
@@ -212,17 +185,17 @@ class _Run:
         self.batches = share // settings.batch_size if self.drop_last else 1
         self.steps = settings.epochs * math.ceil(self.batches / settings.accumulate)
         self.images = min(share, self.batches * settings.batch_size) * current.world
-        self.mix = _mixing(settings, task)
+        self.mix = make_mixing(settings, task)
         # before preparing anything: the key and the fallback are those of the model as it came
-        self.best = _state(model)
+        self.best = files.copied_state(model)
         self.key = digest("training", settings, task.name, task.num_classes, self.best) if folder else ""
         if folder:
             self.key = digest(self.key, train_set.identity(), validation_set.identity(), self._frozen_names())
         self.ema = ModelEmaV3(model, settings.ema, use_warmup=True) if settings.ema else None
         # the wrapper, not the model, is what accelerate patches for mixed precision and wraps for many processes
-        self.objective: Objective = _Supervised(task, settings.label_smoothing)
+        self.objective: Objective = Supervised(task, settings.label_smoothing)
         self.views: int | None = None
-        self.optimizer = current.accelerator.prepare_optimizer(_optimizer(self.parameters, settings), False)
+        self.optimizer = current.accelerator.prepare_optimizer(make_optimizer(self.parameters, settings), False)
         self.done = _Progressed()
         self.resumed_from = 0
         self.training_seconds = 0.0
@@ -230,7 +203,7 @@ class _Run:
     def aim(self, objective: Objective, views: int | None) -> None:
         """Say what steps minimise, before the first one."""
         self.objective, self.views = objective, views
-        wrapped = _Wrapped(self.model, objective)
+        wrapped = Wrapped(self.model, objective)
         self.forward = self.current.accelerator.prepare_model(wrapped, device_placement=False)
         if self.folder is not None:
             self.key = digest(self.key, objective.identity(), views or 0)
@@ -284,7 +257,7 @@ class _Run:
         done.history.append(entry)
         if done.best_epoch == 0 or self._better(entry, done.history[done.best_epoch - 1]):
             done.best_epoch = done.epoch
-            self.best = _state(judged)
+            self.best = files.copied_state(judged)
         done.seconds += time.perf_counter() - began
         self._save()
         return entry
@@ -426,55 +399,3 @@ class _Run:
         self.done = _Progressed(**state)
         self.best = best
         self.resumed_from = self.done.epoch
-
-
-class _Supervised:
-    """The objective of ordinary training."""
-
-    def __init__(self, task: Task, smoothing: float) -> None:
-        self.task, self.smoothing = task, smoothing
-
-    def identity(self) -> str:
-        return ""
-
-    def loss(self, model: nn.Module, images: Tensor, targets: Tensor, step: Step) -> Tensor:
-        return self.task.loss(model(images), targets, self.smoothing)
-
-    def judge(self, model: nn.Module, measured: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
-        return measured(model)
-
-
-class _Wrapped(nn.Module):
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
-        super().__init__()
-        self.model, self.objective = model, objective
-
-    def forward(self, x: Tensor, targets: Tensor, step: Step) -> Tensor:
-        return self.objective.loss(self.model, x, targets, step)
-
-
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the state dict on the CPU."""
-    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in model.state_dict().items()}
-
-
-def _optimizer(parameters: list[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [g for g in groups if g["params"]]
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.lr)
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
-
-
-def _mixing(settings: TrainSettings, task: Task) -> Callable[[Tensor, Tensor], Any] | None:
-    mixes: list[nn.Module] = []
-    if settings.mixup:
-        mixes.append(v2.MixUp(alpha=settings.mixup, num_classes=task.num_classes))
-    if settings.cutmix:
-        mixes.append(v2.CutMix(alpha=settings.cutmix, num_classes=task.num_classes))
-    if mixes and not task.soft_targets:
-        raise TrainingError(f"mixup and cutmix mix the labels of images: for {task.name} leave them 0")
-    return v2.RandomChoice(mixes) if mixes else None
