@@ -20,7 +20,8 @@ ALLOWED = {
     "presets": set(),
     "report": {"errors"},
     "config": {"reassembly", "morph", "core", "errors", "presets"},
-    "cli": {"config", "reassembly", "morph", "core", "errors", "report", "presets"},
+    "ui": {"morph", "core", "errors"},
+    "cli": {"config", "reassembly", "morph", "core", "errors", "report", "presets", "ui"},
     "__main__": {"cli"},
     "": {"reassembly", "morph", "core", "errors", "models"},
 }

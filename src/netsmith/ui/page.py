@@ -1,0 +1,137 @@
+"""The page: drop an image, move the slider or set a time, and see prediction, size and milliseconds change."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from functools import wraps
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from netsmith.core.profile import format_count
+from netsmith.errors import MissingDependencyError, NetsmithError, OutputError
+from netsmith.ui.explorer import Answer, Explorer, Shape
+
+HOST = "127.0.0.1"
+_BARS = 24
+"""Groups drawn at most; others are counted."""
+
+
+def import_gradio() -> Any:
+    """Gradio, without the calls home that it makes by default. Raises MissingDependencyError."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        import gradio
+    except ImportError as error:
+        raise MissingDependencyError(
+            "`netsmith explore` needs gradio, which the extra `ui` brings: pip install 'netsmith[ui]'."
+        ) from error
+    return gradio
+
+
+def free_port(port: int) -> int:
+    """The port itself, or any free one for 0. Raises OutputError when it is in use or not allowed."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise OutputError(
+                f"port {port} of {HOST} cannot be used ({error.strerror or error}). "
+                f"Choose another with --port, or --port 0 for any that is free."
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def build_page(explorer: Explorer) -> Any:
+    """The page as a gradio app, not yet served."""
+    gradio = import_gradio()
+
+    def shown(action: Callable[..., Any]) -> Callable[..., Any]:
+        """A mistake of the user's becomes the page's message."""
+
+        @wraps(action)
+        def run(*arguments: Any) -> Any:
+            try:
+                return action(*arguments)
+            except NetsmithError as error:
+                raise gradio.Error(str(error), print_exception=False) from error
+
+        return run
+
+    def result(image: np.ndarray | None, shape: Shape) -> tuple[Any, str]:
+        answer = None if image is None else explorer.answer(image)
+        return (None if answer is None else dict(answer.confidence)), described(explorer, shape, answer)
+
+    @shown
+    def at_ratio(image: np.ndarray | None, ratio: float) -> tuple[Any, str]:
+        return result(image, explorer.resize(ratio))
+
+    @shown
+    def at_latency(image: np.ndarray | None, milliseconds: float | None) -> tuple[Any, str, float]:
+        if milliseconds is None:
+            raise NetsmithError("give a number of milliseconds")
+        shape = explorer.within(milliseconds)
+        return (*result(image, shape), shape.ratio)
+
+    low, high = explorer.lowest, explorer.highest
+    with gradio.Blocks(title=f"netsmith: {explorer.name}", analytics_enabled=False) as page:
+        gradio.Markdown(f"# {explorer.name}\n\nOne artifact, any size. Drop an image, then move the slider.")
+        with gradio.Row():
+            with gradio.Column():
+                image = gradio.Image(label="image", type="numpy", image_mode=None, sources=["upload", "clipboard"])
+                ratio = gradio.Slider(low, high, value=min(1.0, high), step=0.01, label="size (ratio of every width)")
+                with gradio.Row():
+                    target = gradio.Number(label="or at most so many milliseconds for one image", minimum=0)
+                    fit = gradio.Button("find the size")
+            with gradio.Column():
+                label = gradio.Label(label="prediction", num_top_classes=5)
+                facts = gradio.HTML(described(explorer, explorer.shape(), None))
+        moved = {"inputs": [image, ratio], "outputs": [label, facts], "show_progress": "hidden"}
+        ratio.change(at_ratio, **moved, trigger_mode="always_last", api_name="at_ratio")
+        image.change(at_ratio, **moved, api_name=False)
+        asked = {"inputs": [image, target], "outputs": [label, facts, ratio]}
+        fit.click(at_latency, **asked, api_name="at_latency")
+        target.submit(at_latency, **asked, api_name=False)
+    return page
+
+
+def serve(explorer: Explorer, port: int, *, block: bool = True) -> str:
+    """Serve the page on this machine alone; returns its address, after the server has ended if `block`."""
+    gradio = import_gradio()
+    chosen = free_port(port)
+    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    page = build_page(explorer)
+    page.queue(default_concurrency_limit=1)
+    page.launch(
+        server_name=HOST, server_port=chosen, share=False, quiet=True, prevent_thread_lock=not block, theme=theme
+    )
+    return f"http://{HOST}:{chosen}"
+
+
+def described(explorer: Explorer, shape: Shape, answer: Answer | None) -> str:
+    """The size as HTML: numbers, and a bar for each width group."""
+    time = "no image yet" if answer is None else f"{answer.milliseconds:.2f} ms"
+    warning = (
+        "" if shape.fitted else "<p role='status'>outside the range that was fitted: expect a loss of accuracy</p>"
+    )
+    bars = []
+    for name, (width, full) in list(shape.widths.items())[:_BARS]:
+        share = min(100.0, 100.0 * width / full)
+        bars.append(
+            f"<tr><td>{escape(name)}</td><td style='width:60%'><div style='background:#4a7bd0;height:.7em;"
+            f"width:{share:.1f}%' role='img' aria-label='{width} of {full} channels'></div></td>"
+            f"<td>{width} of {full}</td></tr>"
+        )
+    more = len(shape.widths) - len(bars)
+    rest = f"<p>and {more} more widths</p>" if more > 0 else ""
+    known = ", ".join(f"{name} {100 * value:.1f}%" for name, value in explorer.accuracy.items())
+    return (
+        f"<p><b>ratio {shape.ratio:.2f}</b> &middot; <b>{format_count(shape.params)}</b> params &middot; "
+        f"<b>{format_count(shape.macs)}</b> MACs &middot; <b>{time}</b> an image</p>{warning}"
+        f"<table style='width:100%'>{''.join(bars)}</table>{rest}<p>measured on test: {escape(known) or 'nothing'}</p>"
+    )

@@ -1,0 +1,78 @@
+"""The page over HTTP: a server of its own, asked as a browser asks."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from morph_pages import saved
+
+pytestmark = pytest.mark.slow
+gradio_client = pytest.importorskip("gradio_client", reason="the extra `ui` is not installed")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = saved(tmp_path_factory.mktemp("page") / "artifact")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "netsmith", "explore", str(folder), "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        _wait(port, server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.communicate(timeout=30)
+
+
+def _wait(port: int, server: subprocess.Popen[str], seconds: float = 180.0) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert server.poll() is None, server.communicate()[1]
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise AssertionError("the page did not come up")
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> object:
+    return gradio_client.Client(address, verbose=False)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> object:
+    from PIL import Image
+
+    path = tmp_path_factory.mktemp("image") / "grey.png"
+    Image.new("L", (20, 30), 90).save(path)
+    return gradio_client.handle_file(path)
+
+
+def test_the_slider_changes_the_answer_and_the_numbers(client, image):
+    full, half = (client.predict(image, ratio, api_name="/at_ratio") for ratio in (1.0, 0.5))
+    assert len(full[0]["confidences"]) == 5
+    assert "ratio 1.00" in full[1]
+    assert "ratio 0.50" in half[1]
+    assert "ms</b> an image" in half[1]
+
+
+def test_a_time_gives_the_size_and_moves_the_slider(client, image):
+    assert client.predict(image, 1e6, api_name="/at_latency")[2] == pytest.approx(1.0)
+    with pytest.raises(gradio_client.exceptions.AppError, match="below the smallest network of this artifact"):
+        client.predict(image, 1e-9, api_name="/at_latency")
+
+
+def test_what_is_no_image_is_refused(client, tmp_path: Path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"not an image")
+    with pytest.raises(gradio_client.exceptions.AppError):
+        client.predict(gradio_client.handle_file(broken), 1.0, api_name="/at_ratio")
