@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
@@ -186,3 +187,9 @@ def test_the_counter_of_batch_norm_may_be_missing_and_types_are_cast(net):
     )
     load_state(net, state, "w.pt")
     assert all(p.dtype == torch.float32 and (p == 0.5).all() for p in net.parameters())
+
+
+def test_networks_that_ask_for_the_version_of_their_weights():
+    a, b = (torchvision.models.mnasnet0_5(weights=None, num_classes=3) for _ in range(2))
+    load_state(b, dict(a.state_dict()), "weights.safetensors")
+    assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())

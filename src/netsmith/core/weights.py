@@ -6,6 +6,7 @@ import argparse
 import logging
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -226,4 +227,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
     faults = mismatch(model, state)
     if faults:
         raise WeightsError(f"The weights of {where} do not fit {type(model).__name__}:\n  " + "\n  ".join(faults))
-    model.load_state_dict(dict(state), strict=False)
+    fitting = OrderedDict(state)
+    # the versions of the modules, which some refuse to load without: weights that fit are those of this very version
+    fitting._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(fitting, strict=False)
