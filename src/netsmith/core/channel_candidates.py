@@ -55,12 +55,12 @@ class _Tops:
     def __init__(self, labels: Labels) -> None:
         self.labels = labels
         self._settle()
-        roots = labels.find(torch.arange(labels.count))
+        roots, where = torch.unique(labels.find(torch.arange(labels.count)), return_inverse=True)
         bundles = self._bundles()
         self.reasons: dict[int, str] = {}
         memo: dict[int, int] = {}
         self._above = labels.within()
-        top_of = np.array([self._top(int(r), bundles, memo) for r in roots.tolist()], dtype=np.int64)
+        top_of = np.array([self._top(r, bundles, memo) for r in roots.tolist()], dtype=np.int64)[where.numpy()]
         self.of = top_of
         for label, reason in labels.reasons.items():
             self.reasons.setdefault(int(top_of[label]), reason)
@@ -132,7 +132,12 @@ def _lonely(model: nn.Module, labels: Labels, tops: _Tops, grouped: set[int]) ->
         if f.tensor and f.given and not f.summed and _is_layer(model, f.tensor) and f.tensor.endswith("weight"):
             own = set(_tops_of(tops, f))
             if not own & grouped:
-                reason = next((tops.reasons[t] for t in own if t in tops.reasons), "no two of its channels are equals")
+                why = (
+                    "no two of its channels are equals"
+                    if len(own) > 1
+                    else "overlapping sets tie all its channels together"
+                )
+                reason = next((tops.reasons[t] for t in own if t in tops.reasons), why)
                 found.append((f.first, Refused(f.tensor.rpartition(".")[0], f.size, reason)))
     return found
 

@@ -159,14 +159,7 @@ class Flow(TorchFunctionMode):
         for d, p in enumerate(places):
             sizes[p] = t.shape[d] if t.stride(d) else 1  # expanded: the same along it
 
-        def lift(layer: Tensor) -> Tensor:
-            shape = [1] * ndim
-            order = sorted(range(len(places)), key=lambda d: places[d])
-            for d, p in enumerate(places):
-                shape[p] = layer.shape[d]
-            return layer.permute(order).reshape(shape)
-
-        return Operand(tuple(lift(layer) for layer in marks.layers), tuple(sizes), marks.derived)
+        return Operand(tuple(_lifted(layer, places, ndim) for layer in marks.layers), tuple(sizes), marks.derived)
 
     def join(self, operands: Sequence[Operand]) -> list[Tensor]:
         """The layers of operands that meet entry by entry, what they say about each other being noted."""
@@ -301,6 +294,14 @@ class Flow(TorchFunctionMode):
         else:
             found(self, func, args, kwargs, out)
         return out
+
+
+def _lifted(layer: Tensor, places: Sequence[int], ndim: int) -> Tensor:
+    """A layer whose dimension `d` is put at `places[d]` of `ndim` dimensions."""
+    shape = [1] * ndim
+    for d, p in enumerate(places):
+        shape[p] = layer.shape[d]
+    return layer.permute(sorted(range(len(places)), key=lambda d: places[d])).reshape(shape)
 
 
 def name_of(func: Any) -> str:
