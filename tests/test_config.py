@@ -14,11 +14,13 @@ from safetensors.torch import save_file
 
 from netsmith.config import (
     HEADER,
+    MorphConfig,
     ReassembleConfig,
     TrainConfig,
     apply_overrides,
     dump_config,
     load_config,
+    load_morph_config,
     load_reassemble_config,
     load_train_config,
 )
@@ -413,3 +415,61 @@ def test_train_config_faults():
     assert found[0] == "line 1: network.source: this key is required and missing"
     assert found[1] == "line 1: network.sorce: unknown key. Did you mean 'source'?"
     assert found[2] == "line 3: training: warmup_epochs (20) must be below epochs (10)"
+
+
+# --- morphing ---------------------------------------------------------------------------------------------------------
+
+MORPH = "network: netsmith:plain_cnn\ndata: digits\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "which"),
+    [("", ()), ("rivals: null", ()), ("rivals: l1", ("l1",)), ("rivals: [nested, l1, nested]", ("nested", "l1"))],
+)
+def test_rivals_in_short(text, which):
+    config = load_morph_config(MORPH + text)
+    assert config.rivals.which == which
+    assert (config.rivals.steps, config.rivals.each, config.rivals.scratch) == (None, False, None)
+    assert load_morph_config(dump_config(config)) == config
+
+
+def test_rivals_and_generator_in_short_take_further_keys():
+    text = MORPH + "rivals: [l1]\ngenerator: inr\n"
+    config = load_morph_config(text, ["rivals.each=true", "rivals.scratch.lr=0.1", "generator.settings.hidden=64"])
+    assert config.rivals.which == ("l1",)
+    assert config.rivals.each
+    assert config.rivals.scratch is not None
+    assert config.rivals.scratch.lr == 0.1
+    assert (config.generator.kind, config.generator.settings) == ("inr", {"hidden": 64})
+    assert load_morph_config(text, ["rivals.0=nested"]).rivals.which == ("nested",)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (
+            "rivals: [l1, nestd]",
+            "rivals: expected one of l1, taylor, nested, alone, got 'nestd'. Did you mean 'nested'?",
+        ),
+        ("rivals: {wich: l1}", "rivals.wich: unknown key. Did you mean 'which'?"),
+        ("rivals: {which: l1, steps: 0}", "rivals.steps: expected a whole number of at least 1, got 0"),
+        (
+            "space: {widths: [8.5, 16]}",
+            "space.widths: 8.5 to 16 are ratios, as not both are whole numbers, and go up to 8",
+        ),
+        ("space: {widths: [.nan, 1.0]}", "space.widths.0: expected a number that is finite"),
+    ],
+)
+def test_faults_of_a_morph(text, fault):
+    (found,) = faults(MORPH + text, MorphConfig)
+    assert found.startswith(f"line 3: {fault}")
+
+
+def test_weights_of_a_morph_start_from_the_config_the_working_folder_or_the_base(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    file = tmp_path / "sub" / "morph.yaml"
+    file.write_text(MORPH + "weights: a.safetensors\n")
+    assert load_morph_config(file).weights == tmp_path / "sub/a.safetensors"
+    assert load_morph_config(file, base=tmp_path).weights == tmp_path / "a.safetensors"
+    assert load_morph_config(file, ["weights=b.safetensors"]).weights == tmp_path / "b.safetensors"

@@ -26,3 +26,8 @@ def config_path(text: str) -> Path:
     raise ConfigError(
         f"there is no config file {text}, and no preset of that name. {hint} See `netsmith presets list`."
     )
+
+
+def base_of(path: Path) -> Path | None:
+    """Where relative paths in a config start from, unless it is its own folder: for a preset, the working folder."""
+    return Path.cwd() if path.resolve().parent == presets.path(presets.names()[0]).resolve().parent else None

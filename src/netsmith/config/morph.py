@@ -16,6 +16,8 @@ from netsmith.morph.fit import FitSettings
 from netsmith.morph.generator import GENERATORS
 from netsmith.morph.inr import INR
 from netsmith.morph.paths import solver_names
+from netsmith.morph.rivals import RIVALS
+from netsmith.morph.space import MOST_RATIO
 
 _KINDS = tuple(dict.fromkeys((*GENERATORS, INR.kind)))
 
@@ -47,6 +49,11 @@ class SpaceSection(Section):
             raise ValueError(f"the range is empty: {low} is above {high}")
         # [1, 2] are channel counts; one float makes both ratios
         counts = isinstance(low, int) and isinstance(high, int)
+        if not counts and high > MOST_RATIO:
+            raise ValueError(
+                f"{low} to {high} are ratios, as not both are whole numbers, and go up to {MOST_RATIO}; for channel "
+                f"counts give two whole numbers, such as [16, 64]"
+            )
         return (low, high) if counts else (float(low), float(high))
 
 
@@ -82,6 +89,38 @@ class GeneratorSection(Section):
     @classmethod
     def _known(cls, value: str) -> str:
         return one_of(value, _KINDS)
+
+
+class RivalsSection(Section):
+    """What else is measured at the same sizes, for the same steps; a bare text or list is `which`."""
+
+    which: tuple[str, ...] = Field(
+        default=(), description="l1, taylor (Torch-Pruning), nested (slimmable weights), alone (trained from scratch)"
+    )
+    steps: int | None = Field(default=None, ge=1, description="optimizer steps; default: as many as fitting takes")
+    each: bool = Field(
+        default=False, description="l1 and taylor once more with these steps for each size, not shared among the sizes"
+    )
+    scratch: TrainSettings | None = Field(
+        default=None, description="training settings of alone (epochs follow from the steps); default: `training`"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        if value is None:
+            return {}
+        return {"which": value} if isinstance(value, str | list | tuple) else value
+
+    @field_validator("which", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("which")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(one_of(name, tuple(RIVALS)) for name in value))
 
 
 class MorphTraining(TrainSettings):
@@ -120,6 +159,9 @@ class MorphConfig(Machine):
         default=(1.0, 0.75, 0.5, 0.25), min_length=1, description="at which the result is measured"
     )
     latency: bool = Field(default=False, description="measure milliseconds an image at each ratio, too")
+    rivals: RivalsSection = Field(
+        default=RivalsSection.model_validate({}), description="what else is measured at the ratios below 1"
+    )
 
     @field_validator("weights")
     @classmethod
@@ -133,6 +175,18 @@ class MorphConfig(Machine):
             raise ValueError("weights are given twice: behind the # of network.source, and in weights")
         return self
 
+    @model_validator(mode="after")
+    def _rivals_can_be(self) -> MorphConfig:
+        below = [r for r in self.ratios if r < 1]
+        steps = self.rivals.steps
+        if self.rivals.which and self.training is None:
+            raise ValueError("rivals are trained as the generator is, and training is null: leave one of them out")
+        if self.rivals.which and not below:
+            raise ValueError(f"rivals are measured at ratios below 1, and ratios has none: {list(self.ratios)}")
+        if self.rivals.which and steps is not None and steps < len(below):
+            raise ValueError(f"rivals.steps: {steps} steps cannot be shared among {len(below)} ratios below 1")
+        return self
+
     @field_validator("ratios")
     @classmethod
     def _positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
@@ -141,6 +195,8 @@ class MorphConfig(Machine):
         return tuple(dict.fromkeys(value))
 
 
-def load_morph_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> MorphConfig:
+def load_morph_config(
+    source: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), *, base: Path | None = None
+) -> MorphConfig:
     """`load_config` for `netsmith morph`."""
-    return load_config(source, MorphConfig, overrides)
+    return load_config(source, MorphConfig, overrides, base=base)

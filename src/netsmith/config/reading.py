@@ -21,7 +21,13 @@ HEADER = "# netsmith: the resolved configuration of this run; it can be used as 
 M = TypeVar("M", bound=BaseModel)
 
 
-def load_config(source: Path | str | Mapping[str, Any], model: type[M], overrides: Sequence[str] = ()) -> M:
+def load_config(
+    source: Path | str | Mapping[str, Any],
+    model: type[M],
+    overrides: Sequence[str] = (),
+    *,
+    base: Path | None = None,
+) -> M:
     """Read a config.
 
     Args:
@@ -29,20 +35,21 @@ def load_config(source: Path | str | Mapping[str, Any], model: type[M], override
             Relative paths in a file start from its folder, those in texts, mappings and overrides from the working one.
         model: `ReassembleConfig`, `TrainConfig` or another pydantic model.
         overrides: `key.subkey=value` each, the value in YAML; later ones win.
+        base: folder that the relative paths start from instead.
 
     Raises:
         ConfigError: all faults at once, each with line, dotted key, what was expected and what came.
     """
-    base = Path.cwd()
+    start = Path.cwd()
     if isinstance(source, Mapping):
         document, where = Document(copy.deepcopy(dict(source))), "the configuration"
     elif isinstance(source, str) and ("\n" in source or ": " in source):
         document, where = read_yaml(source), "the configuration"
     else:
         path = Path(source).expanduser()
-        document, where, base = read_yaml(read_file(path)), str(path), path.resolve().parent
+        document, where, start = read_yaml(read_file(path)), str(path), path.resolve().parent
     override(document, overrides, _from_here)
-    return validate(document, model, where, context={"base": base})
+    return validate(document, model, where, context={"base": base or start})
 
 
 def dump_config(config: BaseModel) -> str:
@@ -75,7 +82,7 @@ def _from_here(keys: Sequence[str], value: Any) -> Any:
     here = Path.cwd()
     if not isinstance(value, str):
         return value
-    if list(keys) == ["zoo"]:
+    if list(keys) in (["zoo"], ["weights"]):
         return str(here / Path(value).expanduser())
     if keys[0] == "data" and keys[-1] in {"data", "source"}:
         return anchored(value, here)

@@ -62,14 +62,22 @@ def _put(document: Document, keys: Sequence[str], value: Any) -> None:
             for place in [p for p in document.places if p[: len(path)] == path]:
                 del document.places[place]
             document.places[path] = PLACE
-        elif not isinstance(there, dict | list):
-            node[step] = _section_for(there, keys[i + 1])
+        elif not isinstance(there, dict | list) or (
+            isinstance(there, list) and key in _SHORT and not keys[i + 1].isdigit()
+        ):
+            node[step] = _section_for(there, key, keys[i + 1])
             document.places[path] = PLACE
         node = node[step]
 
 
-def _section_for(short: Any, next_key: str) -> dict[str, Any]:
-    """The section that a plain value is short for: a bound's maximum, or a source."""
+_SHORT = {"generator": "kind", "rivals": "which"}
+"""Sections, other than those with a source, for which a plain text or list stands: the key that it is the value of."""
+
+
+def _section_for(short: Any, key: str, next_key: str) -> dict[str, Any]:
+    """The section that a plain value is short for: a bound's maximum, a source, or the section's main key."""
+    if key in _SHORT:
+        return {} if short is None else {_SHORT[key]: short}
     if next_key in {"min", "max"}:
         return {} if short is None else {"max": short}
     return {"source": short} if isinstance(short, str) else {}

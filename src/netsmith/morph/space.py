@@ -12,6 +12,9 @@ from netsmith.errors import MorphError, did_you_mean
 MODES = ("all", "last_block")
 """Names that stand for many groups; anything else is the name of a block or of a group."""
 
+MOST_RATIO = 8
+"""Highest ratio of a range: beyond it, somebody means channel counts."""
+
 Range = tuple[float, float] | tuple[int, int]
 """Lowest and highest width: ratios (floats) or channel counts (integers)."""
 
@@ -109,6 +112,11 @@ def morph_space(
         )
     low, high = widths
     counts = isinstance(low, int) and isinstance(high, int) and not isinstance(low, bool)
+    if not counts and high > MOST_RATIO:
+        raise MorphError(
+            f"{low:g} to {high:g} are ratios (not both are whole numbers), and a network {high:g} times as wide as the "
+            f"base is not made: the most is {MOST_RATIO} times. Channel counts are whole numbers, such as 16 to 64"
+        )
     if not counts and (low == 0 or high == 0 or low < 0 or high < 0):
         raise MorphError(f"widths must be above 0, not {low:g} to {high:g}")
     if counts and low < 1:
