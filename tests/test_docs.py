@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from pydantic import BaseModel
 
+import netsmith
 from netsmith.config import MorphConfig, ReassembleConfig, TrainConfig
 from netsmith.core.settings import TrainSettings
 
@@ -43,3 +46,16 @@ def test_every_page_is_in_the_navigation():
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_public_name_has_its_reference():
+    named = re.findall(r"^::: netsmith\.[\w.]+\.(\w+)$", (DOCS / "reference.md").read_text(), re.MULTILINE)
+    assert sorted(named) == sorted(netsmith.__all__)
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(command, cwd=DOCS.parent, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    assert "MorphableModel" in (tmp_path / "site" / "reference" / "index.html").read_text()
