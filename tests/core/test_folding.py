@@ -191,4 +191,16 @@ def test_recalibration_without_data_leaves_the_statistics():
     assert torch.equal(model[1].running_mean, before)
     with pytest.raises(ChannelError, match="too small to estimate statistics from"):
         recalibrate(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), [torch.randn(1, 3)])
-    recalibrate(nn.Linear(3, 4), [])  # no norms, nothing to do
+    assert recalibrate(nn.Linear(3, 4), []) == 0  # no norms, nothing to do
+
+
+def test_norms_that_are_not_run_keep_their_statistics():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    model.add_module("spare", nn.BatchNorm2d(4))
+    model.spare.running_mean.fill_(3.0)
+    model.spare.num_batches_tracked.fill_(7)
+    model.forward = lambda x: model[1](model[0](x))
+    assert recalibrate(model, [torch.randn(8, 3, 2, 2)]) == 1
+    assert torch.equal(model.spare.running_mean, torch.full((4,), 3.0))
+    assert model.spare.num_batches_tracked == 7
+    assert model[1].num_batches_tracked == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import time
@@ -98,6 +99,13 @@ class Console:
             _log_lines(logging.INFO, title)
         for row in [[c.lstrip(">") for c in columns], *rows]:
             _log_lines(logging.INFO, " | ".join(row))
+
+    def show(self, table: Table) -> None:
+        """A table of the report, on standard output and in the log."""
+        self.out.print(table)
+        text = io.StringIO()
+        RichConsole(file=text, width=_WIDTH_WHEN_PIPED, highlight=False, markup=False, emoji=False).print(table)
+        _log_lines(logging.INFO, text.getvalue())
 
     def note(self, text: str) -> None:
         """A remark on the way, on standard error; none with --quiet."""

@@ -19,7 +19,6 @@ from .session import Session
 
 if TYPE_CHECKING:
     from netsmith.core.engine import Progress
-    from netsmith.morph.results import Summary as MorphSummary
     from netsmith.reassembly.results import Summary
 
 SUMMARY = "the whole story on small images: offline, in a few minutes"
@@ -60,11 +59,11 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
         reassemble.show(summary, session)
         reassemble.show_written(out, session)
         with console.progress() as bars:
-            widths = morph_result(out, arguments.seed, device, bars)
+            morph_result(out, arguments.seed, device, bars)
     finally:
         torch.set_num_threads(threads)
     console.result("\nThat network at any width, from one artifact:")
-    morph.show(widths, session)
+    morph.show(out / "any_width", session)
     reassemble.show_written(out / "any_width", session)
     return 0
 
@@ -96,7 +95,7 @@ def reassemble_zoo(out: Path, seed: int | None, device: str, progress: Progress)
     return execute(config, out, cache=out / "cache", device=device, progress=progress)
 
 
-def morph_result(out: Path, seed: int | None, device: str, progress: Progress) -> MorphSummary:
+def morph_result(out: Path, seed: int | None, device: str, progress: Progress) -> None:
     """Run the preset `demo_morph` on the artifact in `out`; results go to `out`/any_width."""
     from netsmith.config import load_morph_config
     from netsmith.core.output import write_text
@@ -107,7 +106,7 @@ def morph_result(out: Path, seed: int | None, device: str, progress: Progress) -
     write_text(file, presets.read("demo_morph"))
     overrides = [f"device={device}"] + ([] if seed is None else [f"seed={seed}"])
     folder.mkdir(exist_ok=True)
-    return execute(load_morph_config(file, overrides), folder, device=device, progress=progress)
+    execute(load_morph_config(file, overrides), folder, device=device, progress=progress)
 
 
 def _marked(text: str, seed: int | None) -> str:

@@ -60,12 +60,13 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     from netsmith.core.data import open_data
     from netsmith.core.profile import format_count
 
-    from .networks import device_of, format_metric, load_network
+    from .networks import device_of, format_metric, load_network, recalibrate_sized
 
     splits = open_data(arguments.data, seed=arguments.seed or 0, size=arguments.size)
     images = splits.test if arguments.split == "test" else splits.validation
     network = load_network(arguments.source, arguments, example_shape=images.shape)
     network.task = arguments.task or network.task
+    recalibrate_sized(arguments.source, network, splits, session, seed=arguments.seed or 0)
     with session.console.progress() as bars:
         facts: dict[str, Any] = {
             "kind": "evaluation",

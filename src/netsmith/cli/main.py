@@ -67,6 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug or text is None:
             raise
         console.error(text)
+        if session.kept is not None:
+            from .folder import take_back
+
+            take_back(session)
         return USER_ERROR
     finally:
         stop_logging(log, notes)

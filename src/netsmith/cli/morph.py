@@ -7,19 +7,17 @@ run that was interrupted goes on where it was, and ends as if it had not been.
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from .options import add_common, add_output, add_overrides
 from .parser import UsageError
 from .session import Session
 
-if TYPE_CHECKING:
-    from netsmith.morph.results import Summary
-
 SUMMARY = "one trained network to networks of any width"
 EXAMPLES = (
     ("netsmith morph morph_cifar10 --out runs/any_width", "the whole way, report included"),
     ("netsmith morph morph_cifar10 --plan", "what it would do and cost"),
+    ("netsmith morph morph_cifar10 --out runs/rivals --set rivals=[l1,nested]", "beside pruning and slimmable weights"),
     (
         "netsmith morph mine.yaml --out runs/mine --set space.blocks=last_block --set space.widths=[0.5,1.0]",
         "one block",
@@ -44,7 +42,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     """Read the config, then plan or morph."""
     from netsmith.config import dump_config, load_morph_config
 
-    from .configs import config_path
+    from .configs import base_of, config_path
     from .folder import check_folder, open_folder
     from .morphing import execute, plan
     from .networks import device_of
@@ -53,7 +51,8 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     overrides = list(arguments.overrides)
     overrides += [] if arguments.seed is None else [f"seed={arguments.seed}"]
     overrides += [] if arguments.device is None else [f"device={arguments.device}"]
-    config = load_morph_config(config_path(arguments.config), overrides)
+    path = config_path(arguments.config)
+    config = load_morph_config(path, overrides, base=base_of(path))
     if arguments.plan:
         for line in plan(config):
             session.console.result(line)
@@ -63,28 +62,29 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     device = device_of(config.device)
     text = dump_config(config)
     check_folder(arguments.out, arguments.overwrite, text)
-    open_folder(arguments.out, arguments.overwrite, session, text)
     with session.console.progress() as bars:
-        summary = execute(config, arguments.out, device=str(device), progress=bars)
-    show(summary, session)
+        execute(
+            config,
+            arguments.out,
+            device=str(device),
+            begin=lambda: open_folder(arguments.out, arguments.overwrite, session, text),
+            progress=bars,
+        )
+    show(arguments.out, session)
     show_written(arguments.out, session)
     return 0
 
 
-def show(summary: Summary, session: Session) -> None:
-    """A row for the base, one for each width, and one without what is generated."""
-    from netsmith.core.profile import format_count
+def show(out: Path, session: Session) -> None:
+    """The widths of a finished run, the base network and the floor; then its rivals."""
+    from netsmith.report import terminal_rivals, terminal_widths
+    from netsmith.report.results import read_json
 
-    from .networks import format_metric
-
-    def row(name: str, params: int, macs: int, value: float, note: str) -> list[str]:
-        return [name, format_count(params), format_count(macs), note, format_metric(summary.metric, value)]
-
-    base = summary.base
-    rows = [row(base.name, base.params, base.macs, base.accuracy, "as it came")]
-    for width in summary.widths:
-        note = "" if width.fitted else "outside the fitted range"
-        rows.append(row(f"at {width.ratio:g}", width.params, width.macs, width.accuracy, note))
-    rows.append(["without what is generated", "", "", "the floor", format_metric(summary.metric, summary.floor)])
-    session.console.table(["network", ">params", ">MACs", "", f">test {summary.metric}"], rows)
-    session.console.result(f"artifact: {summary.artifact_bytes / 1e6:.2f} MB for all widths")
+    details = read_json(out / "details.json")
+    session.console.show(terminal_widths(details))
+    if any(w.get("recalibrated") for w in details["widths"]):
+        session.console.result("batch norms: statistics estimated anew at each width below the base's")
+    if details["rivals"]:
+        session.console.result()
+        session.console.show(terminal_rivals(details["rivals"], details["task"]))
+    session.console.result(f"artifact: {details['artifact']['bytes'] / 1e6:.2f} MB for all widths")

@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from netsmith.config import MorphConfig
+from netsmith.core.cache import digest
 from netsmith.core.data import Splits, open_data
 from netsmith.core.engine import Progress, TrainSettings
 from netsmith.core.network import Network
 from netsmith.core.profile import format_count
+from netsmith.core.tasks import make_task
 from netsmith.core.zoo import describe_source, load_zoo
 from netsmith.errors import DataError
-from netsmith.morph.pipeline import make_morphable
+from netsmith.morph.finetuning import optimizer_steps
+from netsmith.morph.pipeline import Morphed, make_morphable
+from netsmith.morph.pruning import pruned
 from netsmith.morph.results import Summary
+from netsmith.morph.rivals import RIVALS, rivals
 from netsmith.morph.saving import write_results
+from netsmith.morph.space import MorphSpace
 from netsmith.report import write_report
 
+_log = logging.getLogger("netsmith.morph")
 
-def execute(config: MorphConfig, out: Path, *, device: str, progress: Progress | None = None) -> Summary:
-    """Morph what a config describes, and write the results and the report to `out`, which exists."""
+
+def execute(
+    config: MorphConfig,
+    out: Path,
+    *,
+    device: str,
+    begin: Callable[[], object] | None = None,
+    progress: Progress | None = None,
+) -> Summary:
+    """Morph what a config describes, measure its rivals, and write the results and the report to `out`.
+
+    `begin` is called once everything is checked and before anything is written; afterwards `out` exists.
+    """
     data = config.data
     splits = open_data(data.source, seed=data.seed, validation_fraction=data.validation_fraction, size=data.size)
     network = base_network(config, splits)
+    checkpoints = out / "checkpoints" / fit_key(config, network, splits)
+
+    def ready(space: MorphSpace) -> None:
+        check_rivals(config, network, space, splits)
+        if begin is not None:
+            begin()
+        if checkpoints.parent.is_dir() and not checkpoints.is_dir() and any(checkpoints.parent.iterdir()):
+            _log.info("%s is of other settings, weights or data: fitting begins anew", checkpoints.parent)
+
     result = make_morphable(
         network,
         splits,
@@ -41,12 +71,57 @@ def execute(config: MorphConfig, out: Path, *, device: str, progress: Progress |
         latency=config.latency,
         seed=config.seed,
         device=device,
-        checkpoints=out / "checkpoints",
+        checkpoints=checkpoints,
         progress=progress,
+        ready=ready,
     )
-    summary = write_results(result, out, config=config.model_dump(mode="json"))
+    rivals = measure_rivals(config, result, out / "cache", device=device, progress=progress)
+    summary = write_results(result, out, config=config.model_dump(mode="json"), rivals=rivals)
     write_report(out)
     return summary
+
+
+_FITTED = {"space", "norms", "order", "generator", "fitting", "training", "seed", "precision"}
+"""Keys of a config that change what is fitted; network and data are told apart by their content."""
+
+
+def fit_key(config: MorphConfig, network: Network, splits: Splits) -> str:
+    """Name of the folder of the fitting's checkpoints: other settings, weights or data have another one."""
+    fitted = config.model_dump(mode="json", include=_FITTED)
+    about = (network.provenance.sha256, network.preprocess.to_json(), network.task, splits.fingerprint)
+    return digest("morph", fitted, *about)[:16]
+
+
+def check_rivals(config: MorphConfig, network: Network, space: MorphSpace, splits: Splits) -> None:
+    """Raise MorphError for a network that Torch-Pruning, asked for, cannot prune."""
+    if {"l1", "taylor"} & set(config.rivals.which):
+        task = make_task(network.task, network.num_classes, shape=network.preprocess.input_size)
+        pruned(network, space, space.at(min(config.ratios)), by="l1", data=splits, task=task, seed=config.seed)
+
+
+def measure_rivals(
+    config: MorphConfig, result: Morphed, cache: Path, *, device: str, progress: Progress | None = None
+) -> list[dict[str, Any]]:
+    """The rivals of a config, at the ratios below 1; what is done is kept in `cache`."""
+    asked, own = config.rivals, training(config)
+    if not asked.which or own is None:
+        return []
+    began = time.perf_counter()
+    found = rivals(
+        result,
+        asked.which,
+        asked.steps or optimizer_steps(len(result.data.train), own) * own.epochs,
+        asked.each,
+        training=own,
+        fitting=config.fitting,
+        scratch=asked.scratch,
+        images=config.order.images,
+        cache=cache,
+        device=device,
+        progress=progress,
+    )
+    result.seconds["rivals"] = time.perf_counter() - began
+    return found
 
 
 def base_network(config: MorphConfig, splits: Splits) -> Network:
@@ -99,6 +174,7 @@ def plan(config: MorphConfig) -> list[str]:
         else f"fitted for {tune.epochs} epochs of batches of {tune.batch_size} ({tune.optimizer}, lr {tune.lr:g}), "
         f"{fitting.per_step} width(s) a step, {fitting.views} views of the images",
         f"measured at ratios {', '.join(f'{r:g}' for r in config.ratios)}: validation, and test once",
+        *_rivals_plan(config),
         "artifact, summary.json and report.html written",
     ]
     return [
@@ -108,6 +184,30 @@ def plan(config: MorphConfig) -> list[str]:
         "steps:",
         *(f"  {i}. {step}" for i, step in enumerate(steps, start=1)),
     ]
+
+
+def _rivals_plan(config: MorphConfig) -> list[str]:
+    """What rivals will cost: in optimizer steps or, where nobody knows them before the data are opened, in epochs."""
+    asked, tune = config.rivals, config.training
+    if not asked.which or tune is None:
+        return []
+    sizes = sum(r < 1 for r in config.ratios)
+    shares, parts = 0, []
+    for name in asked.which:
+        pruning = name in ("l1", "taylor")
+        own = sizes if name == "alone" else 1
+        shared = "shared among the sizes" if pruning else "for all sizes" if own == 1 else "for each size"
+        parts.append(f"{RIVALS[name]}, {shared}")
+        if pruning and asked.each:
+            own += sizes
+            parts.append(f"{RIVALS[name]}, for each size")
+        shares += own
+    one = f"{asked.steps:,} steps" if asked.steps else f"as many steps as fitting ({tune.epochs} epochs)"
+    if asked.steps:
+        total = f"{shares * asked.steps:,} steps"
+    else:
+        total = f"{shares} times the steps of fitting ({shares * tune.epochs} epochs)"
+    return [f"rivals at {sizes} sizes, {one} each: {'; '.join(parts)}: in all {total}"]
 
 
 def _missing(file: Path) -> str:

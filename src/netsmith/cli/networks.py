@@ -6,9 +6,14 @@ import argparse
 
 import torch
 
+from netsmith.core.artifact import read_manifest
+from netsmith.core.data import Splits
 from netsmith.core.graph import Chain, dissect
+from netsmith.core.sources import parse_source
 from netsmith.core.zoo import Network, load_source
 from netsmith.errors import DataError, SourceError
+
+from .session import Session
 
 
 def load_network(
@@ -24,6 +29,24 @@ def load_network(
             "Choose other data with --data, or another network."
         )
     return network
+
+
+def recalibrate_sized(source: str, network: Network, splits: Splits, session: Session, *, seed: int = 0) -> bool:
+    """Where a source is an artifact at a size (`DIR@0.5`) with batch norms: give them statistics of that size.
+
+    As `netsmith morph` does before it measures a width; says so. Whether there were any.
+    """
+    from netsmith.morph.recalibrating import recalibrated
+
+    parsed = parse_source(source)
+    if parsed.scheme != "artifact" or parsed.detail is None:
+        return False
+    if float(parsed.detail) == 1.0 and read_manifest(parsed.name)["generator"]["kind"] == "grid":
+        return False  # it is the base network
+    if not recalibrated(network.model, splits, network.preprocess, seed=seed):
+        return False
+    session.console.note(f"{source}: statistics of batch norms estimated anew on training images of {splits.name}")
+    return True
 
 
 def format_metric(name: str, value: float) -> str:
@@ -44,9 +67,15 @@ def load_chain(
     example_shape: tuple[int, ...] | None = None,
     not_named: str | None = None,
 ) -> tuple[Network, Chain]:
-    """The network of a SOURCE argument, and its units; with another name when its own is `not_named`."""
+    """The network of a SOURCE argument, and its units; with another name when its own is `not_named`.
+
+    An artifact is called as its manifest says, with its size behind an @ if it has one.
+    """
     network = load_network(source, arguments, example_shape=example_shape)
-    name = f"{network.name} (2)" if network.name == not_named else network.name
+    parsed, name = parse_source(source), network.name
+    if parsed.scheme == "artifact":
+        name = str(read_manifest(parsed.name).get("name", name)) + (f"@{parsed.detail}" if parsed.detail else "")
+    name = f"{name} (2)" if name == not_named else name
     return network, dissect(network.model, example_input(network), name=name)
 
 

@@ -8,18 +8,30 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from netsmith.errors import DataError
 
 from .options import add_common, add_output, positive
 from .parser import UsageError
 from .session import Session
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from netsmith.morph.live import MorphableModel
 
 SUMMARY = "one network out of a morphable artifact, at a size"
 EXAMPLES = (
     ("netsmith sample runs/any_width/artifact --ratio 0.5 --out half", "half of every width"),
     ("netsmith sample runs/any_width/artifact --params 150k --out small", "the widest within 150,000 parameters"),
     ("netsmith sample runs/any_width/artifact --macs 20M --out light", "or within 20 million multiply-adds"),
+    (
+        "netsmith sample runs/any_width/artifact --ratio 0.5 --data digits --out half",
+        "with its batch norms recalibrated",
+    ),
     ("netsmith sample runs/any_width/artifact --width layer3.2.conv1=24 --out odd", "one width, the others full"),
 )
 
@@ -37,6 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--reads", type=positive, default=1, metavar="K", help="mean over K noisy reads (default: 1)")
     parser.add_argument("--noise", type=float, default=0.0, metavar="CELLS", help="coordinate noise of each read")
+    parser.add_argument(
+        "--data",
+        metavar="DATA",
+        help="where batch norms stay: estimate their statistics at this size on training images of this source",
+    )
+    parser.add_argument(
+        "--data-size", type=positive, metavar="N", help="side in pixels to which its images are resized"
+    )
     add_output(parser, required=True, what="folder for the network: weights.safetensors, manifest and card")
     add_common(parser, device=False)
 
@@ -61,7 +81,8 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
         network = model.at(widths, how=how)
     for warning in caught:
         session.console.note(f"warning: {warning.message}")
-    save_sampled(folder, network, widths, arguments.out, overwrite=arguments.overwrite)
+    statistics = recalibrate(network, model, widths, folder, arguments, session)
+    save_sampled(folder, network, widths, arguments.out, statistics=statistics, overwrite=arguments.overwrite)
     params, macs = count_params(network), count_macs(network, model.input_shape)
     full = model.morphable.space.full
     session.console.table(
@@ -70,6 +91,45 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     session.console.result(f"{format_count(params)} params, {format_count(macs)} MACs")
     session.console.result(f"wrote {arguments.out}")
     return 0
+
+
+def recalibrate(
+    network: nn.Module,
+    model: MorphableModel,
+    widths: Mapping[str, int],
+    folder: Path,
+    arguments: argparse.Namespace,
+    session: Session,
+) -> str | None:
+    """Give the network's batch norms, where it has any, statistics of its own; says of which images, None for none."""
+    from netsmith.core.artifact import read_manifest
+    from netsmith.core.data import open_data
+    from netsmith.core.network import Preprocess
+    from netsmith.morph.recalibrating import has_statistics, is_base, recalibrated
+
+    if is_base(model.morphable, widths):
+        return None
+    if not has_statistics(network, model.input_shape):
+        if arguments.data is not None:
+            session.console.note("--data is not needed: this network has no batch norms, they are folded")
+        return None
+    if arguments.data is None:
+        session.console.result(
+            "batch norms have statistics of the base network's channels, which cost accuracy at this size: give --data "
+            "SOURCE to estimate them on its training images"
+        )
+        return None
+    splits = open_data(arguments.data, seed=arguments.seed or 0, size=arguments.data_size)
+    if splits.shape[0] != model.input_shape[0]:
+        raise DataError(
+            f"the network takes images of {model.input_shape[0]} channels, and those of '{arguments.data}' have "
+            f"{splits.shape[0]}: give the data that it was trained on"
+        )
+    preprocess = Preprocess.from_json(read_manifest(folder)["preprocess"])
+    recalibrated(network, splits, preprocess, seed=arguments.seed or 0)
+    text = f"estimated on training images of {arguments.data}"
+    session.console.result(f"batch norms: statistics {text}")
+    return text
 
 
 def _request(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -10,9 +10,13 @@ from .console import Console, RunLog
 
 @dataclass
 class Session:
-    """The two streams, the log, the words of the command line, and the folder in which results are kept."""
+    """The two streams, the log, the words of the command line, and the folder in which results are kept.
+
+    `made` tells of that folder whether this run began it, so that a run that comes to nothing may take it back.
+    """
 
     console: Console
     log: RunLog
     argv: tuple[str, ...]
     kept: Path | None = None
+    made: bool = False

@@ -183,21 +183,23 @@ def _fold(layer: Any, norm: Any) -> None:
         layer.bias = nn.Parameter(shift.to(weight), requires_grad=weight.requires_grad)
 
 
-def recalibrate(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -> None:
+def recalibrate(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -> int:
     """Estimate the running statistics of all batch norms anew, in place: the average over the batches.
 
     A batch is a tensor `(n, ...)` as the network takes it, or a sequence that begins with one (images and labels). Only
-    the statistics change; modes are left as they were. A network without batch norms is left alone.
+    the statistics change; modes are left as they were. A network without batch norms is left alone, and so are norms
+    that the network does not run.
 
+    Returns how many norms have new statistics.
     Raises ChannelError when there are no batches, or one is too small for a statistic.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
-        return
+        return 0
     modes = [(m, m.training) for m in model.modules()]
     momenta = [m.momentum for m in norms]
     before = [{k: b.clone() for k, b in m.named_buffers(recurse=False)} for m in norms]
-    seen = 0
+    seen, ran = 0, [False] * len(norms)
     try:
         model.eval()
         for m in norms:
@@ -208,15 +210,17 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) 
             for batch in batches:
                 model(batch if isinstance(batch, Tensor) else batch[0])
                 seen += 1
+        ran = [m.num_batches_tracked is None or bool(m.num_batches_tracked) for m in norms]
     except ValueError as error:  # torch: more than 1 value per channel
         raise ChannelError(f"a batch is too small to estimate statistics from: {error}; give larger batches") from error
     finally:
         for m, mode in modes:
             m.training = mode
-        for m, momentum, buffers in zip(norms, momenta, before, strict=True):
+        for m, momentum, buffers, new in zip(norms, momenta, before, ran, strict=True):
             m.momentum = momentum
-            if not seen:
+            if not new:
                 for key, value in buffers.items():
                     getattr(m, key).copy_(value)
     if not seen:
         raise ChannelError("batch norms cannot be recalibrated without data: expected at least one batch")
+    return sum(ran)

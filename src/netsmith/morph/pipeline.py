@@ -32,6 +32,7 @@ from netsmith.morph.live import MorphableModel
 from netsmith.morph.morphable import Morphable, check_split
 from netsmith.morph.ordering import Order, Ordered, order_channels
 from netsmith.morph.preparing import Prepared, prepare
+from netsmith.morph.recalibrating import is_base, recalibrated
 from netsmith.morph.space import MorphSpace, Range, morph_space
 
 Norms = Literal["fold", "keep"]
@@ -39,7 +40,10 @@ Norms = Literal["fold", "keep"]
 
 @dataclass(frozen=True)
 class WidthResult:
-    """The network at one width: params and MACs of the whole, and the task's metrics by split."""
+    """The network at one width: params and MACs of the whole, and the task's metrics by split.
+
+    `recalibrated`: it has batch norms, whose statistics were estimated anew on training images before it was measured.
+    """
 
     ratio: float
     widths: dict[str, int]
@@ -48,6 +52,7 @@ class WidthResult:
     fitted: bool
     metrics: dict[str, dict[str, float]]
     latency_ms: float | None = None
+    recalibrated: bool = False
 
 
 @dataclass
@@ -120,10 +125,12 @@ def make_morphable(
     checkpoints: Path | None = None,
     progress: Progress | None = None,
     on_epoch: Callable[[Entry], None] | None = None,
+    ready: Callable[[MorphSpace], None] | None = None,
 ) -> Morphed:
     """From one trained network to networks of any width (Yang et al., "Neural Metamorphosis", ECCV 2024).
 
-    Which epoch is kept is decided on the validation part of `data`; its test part is read once, at the end.
+    Which epoch is kept is decided on the validation part of `data`; its test part is read once, at the end. Batch norms
+    that stay get statistics of their own at each measured width (`recalibrated`).
 
     Args:
         network: the base, with its trained weights; it is not changed.
@@ -146,6 +153,7 @@ def make_morphable(
         checkpoints: folder in which fitting keeps its state, to go on after an interruption.
         progress: told how far it is.
         on_epoch: told what each epoch gave.
+        ready: told the space once everything is checked, before anything is fitted or written; may raise.
 
     Raises:
         ChannelError: no width group can be proved.
@@ -174,6 +182,8 @@ def make_morphable(
     judge = Judge(task, network, data, device, progress)
     floor = judge.both(lambda part: judge.floor(morphable, part))
     result = None
+    if ready is not None:
+        ready(space)
     if training is not None:
         with watch.step("fit"):
             result = fit(
@@ -185,7 +195,7 @@ def make_morphable(
     model = MorphableModel(morphable, network.preprocess.input_size)
     with watch.step("evaluation"):
         base = judge.both(lambda part: judge.of(network.model, part))
-        points = tuple(judge.at(model, ratio, latency) for ratio in ratios)
+        points = tuple(judge.at(model, ratio, latency, seed) for ratio in ratios)
     return Morphed(model, network, task, prepared, ordered, base, floor, points, result, watch.seconds, data, seed)
 
 
@@ -225,14 +235,17 @@ class Judge:
         """The same on validation and test."""
         return {"validation": measure(self.data.validation), "test": measure(self.data.test)}
 
-    def at(self, model: MorphableModel, ratio: float, latency: bool = False) -> WidthResult:
-        """A plain network at a ratio, measured."""
+    def at(self, model: MorphableModel, ratio: float, latency: bool = False, seed: int = 0) -> WidthResult:
+        """A plain network at a ratio, measured; `seed` draws the images by which batch norms are recalibrated."""
         widths = model.widths_for(ratio)
         plain = model.morphable.module(widths)
         params, macs = model.sizes(widths)
+        anew = not is_base(model.morphable, widths) and recalibrated(
+            plain, self.data, self.network.preprocess, seed=seed, device=self.device
+        )
         took = measure_latency(plain, torch.zeros(1, *model.input_shape)) if latency else None
         metrics = self.both(lambda part: self.of(plain, part))
-        return WidthResult(ratio, widths, params, macs, model.morphable.space.fitted(widths), metrics, took)
+        return WidthResult(ratio, widths, params, macs, model.morphable.space.fitted(widths), metrics, took, anew)
 
     def floor(self, morphable: Morphable, images: ImageSet) -> dict[str, float]:
         """Metrics without what is generated: at full width, with nothing read from the channels that vary."""

@@ -46,7 +46,8 @@ class Summary(_Record):
     """`summary.json` of a morphing (schema 1).
 
     `metric` names what `accuracy` and `floor` hold: `accuracy` in 0..1, `miou` or `elbo`. `floor` is the network
-    without what is generated; `artifact_bytes` the tensor files of the artifact; `seconds` has one entry a step.
+    without what is generated; `rivals` what else was measured at those sizes; `artifact_bytes` the tensor files of the
+    artifact; `seconds` has one entry a step.
     """
 
     kind: Literal["morph"] = "morph"
@@ -55,6 +56,7 @@ class Summary(_Record):
     floor: float
     metric: str
     widths: list[Width]
+    rivals: list[dict[str, Any]] = []
     artifact_bytes: int
     seconds: dict[str, float]
 

@@ -31,6 +31,7 @@ from netsmith.morph.morphable import Morphable, check_split
 from netsmith.morph.ordering import order_channels
 from netsmith.morph.pipeline import Judge, Morphed
 from netsmith.morph.pruning import Importance, pruned
+from netsmith.morph.recalibrating import has_statistics, recalibrated
 
 __all__ = ["RIVALS", "Rival", "finetuned", "fresh", "lesson", "optimizer_steps", "pruned", "rivals"]
 
@@ -260,7 +261,9 @@ class Bench:
     def nested(self, note: str, steps: int) -> dict[str, Any]:
         """The rival with one set of weights, at each ratio of the result."""
         ordered = self.result.ordered
-        key = self._key("nested", self.training, steps, self.fitting, ordered.order, ordered.orders)
+        shape = self.result.network.preprocess.input_size
+        anew = ("recalibrated",) if has_statistics(self.result.prepared.model, shape) else ()
+        key = self._key("nested", self.training, steps, self.fitting, ordered.order, ordered.orders, *anew)
         points = [{"ratio": p.ratio, **self._read(key, p.ratio, steps)} for p in self.result.points]
         seconds = [p.pop("seconds") for p in points]
         return _entry("nested", note, steps, points, seconds[0])  # one fit for all
@@ -275,6 +278,7 @@ class Bench:
             self._fitted = self._fit(key, steps)
         morphable, cost = self._fitted
         model = morphable.module(widths)
+        recalibrated(model, self.result.data, self.result.network.preprocess, seed=self.result.seed, device=self.device)
         point = self._point(model, model) | cost
         self._store(at, {}, point)
         return point

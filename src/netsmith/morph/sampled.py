@@ -15,17 +15,29 @@ from netsmith.core.folding import fold_batch_norms
 from netsmith.core.profile import count_macs, count_params
 from netsmith.core.weights import load_state
 from netsmith.errors import ArtifactError
-from netsmith.morph.saving import group_from_json
+from netsmith.morph.recalibrating import has_statistics
+from netsmith.morph.saving import group_from_json, licence_lines
 
 KIND = "sampled"
 WEIGHTS = "weights.safetensors"
+BASE_STATISTICS = "those of the base network's channels"
 _KEPT = ("base", "folded", "num_classes", "task", "classes", "preprocess", "provenance", "licence", "commercial")
 
 
 def save_sampled(
-    source: Path, network: nn.Module, widths: Mapping[str, int], folder: Path, *, overwrite: bool = False
+    source: Path,
+    network: nn.Module,
+    widths: Mapping[str, int],
+    folder: Path,
+    *,
+    statistics: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
-    """Write a network that was read from the morphable artifact `source` at `widths`. Raises OutputError."""
+    """Write a network that was read from the morphable artifact `source` at `widths`.
+
+    `statistics` names the data on which those of its batch norms were estimated; None where they are of the base's.
+    Raises OutputError.
+    """
     origin = read_manifest(source, "morph")
     size = tuple(origin["preprocess"]["input_size"])
     params, macs = count_params(network), count_macs(network, size)
@@ -36,6 +48,7 @@ def save_sampled(
         "widths": dict(widths),
         "params": params,
         "macs": macs,
+        **({"statistics": statistics or BASE_STATISTICS} if has_statistics(network, size) else {}),
         "from": {"name": origin["name"], "sha256": origin["sha256"]},
     }
     rows = [f"| {name} | {width} |" for name, width in widths.items()]
@@ -48,7 +61,8 @@ def save_sampled(
         "|---|---|",
         *rows,
         "",
-        f"- licence of the weights it began with: {origin.get('licence') or 'none, or not stated'}",
+        *([f"- statistics of its batch norms: {manifest['statistics']}"] if "statistics" in manifest else []),
+        *licence_lines(origin.get("licence"), origin.get("commercial")),
         "",
         'Written by Netsmith. The folder is a source; in Python: `netsmith.load("THIS_FOLDER")`.',
         "",

@@ -31,6 +31,10 @@ from netsmith.morph.space import MorphSpace
 KIND = "morph"
 BASE = "base.safetensors"
 GENERATOR = "generator.safetensors"
+_RECALIBRATED = (
+    "- it has batch norms: smaller networks were measured with statistics estimated anew on training images, which "
+    "`netsmith sample THIS_FOLDER --data SOURCE` does too"
+)
 
 
 def write_results(
@@ -44,7 +48,7 @@ def write_results(
     save_morphed(result, folder / "artifact", config=config, overwrite=True)
     size = artifact_bytes(folder / "artifact")
     write_json(folder / "details.json", details_of(result, size, rivals or []).to_dict())
-    summary = summary_of(result, size)
+    summary = summary_of(result, size, rivals or [])
     write_json(folder / "summary.json", summary.to_dict())
     return summary
 
@@ -146,7 +150,7 @@ def group_from_json(data: Mapping[str, Any]) -> WidthGroup:
     return WidthGroup(data["name"], data["width"], data["kind"], axes, tuple(Setting(**s) for s in data["settings"]))
 
 
-def summary_of(result: Morphed, size: int) -> Summary:
+def summary_of(result: Morphed, size: int, rivals: list[dict[str, Any]]) -> Summary:
     """The contract `summary.json`; accuracies are the task's primary metric on test."""
     primary, network = result.task.primary, result.network
     return Summary(
@@ -162,6 +166,7 @@ def summary_of(result: Morphed, size: int) -> Summary:
             Width(ratio=p.ratio, params=p.params, macs=p.macs, accuracy=p.metrics["test"][primary], fitted=p.fitted)
             for p in result.points
         ],
+        rivals=[{**r, "points": [{**p, "accuracy": p["accuracy"]["test"]} for p in r["points"]]} for r in rivals],
         artifact_bytes=size,
         seconds=result.seconds,
     )
@@ -187,6 +192,8 @@ def details_of(result: Morphed, size: int, rivals: list[dict[str, Any]]) -> Deta
             "name": network.name,
             "source": network.source,
             "licence": network.provenance.licence,
+            "commercial": network.provenance.commercial,
+            "sha256": network.provenance.sha256,
             "params": count_params(network.model),
             "macs": count_macs(network.model, network.preprocess.input_size),
             "bytes": own,
@@ -255,6 +262,14 @@ def _history(result: Morphed) -> dict[str, Any] | None:
     }
 
 
+def licence_lines(licence: str | None, commercial: bool | None) -> list[str]:
+    """What a card says of the licence of the base network's weights."""
+    lines = [f"- licence of the weights it began with: {licence or 'none, or not stated'}"]
+    if commercial is False:
+        lines.append("- **non-commercial**: that licence forbids commercial use, and so this must not be used so")
+    return lines
+
+
 def _card(result: Morphed) -> str:
     primary, space = result.task.primary, result.space
     low, high = space.ratios
@@ -276,7 +291,8 @@ def _card(result: Morphed) -> str:
         "",
         f"- base network: {result.base['test'][primary]:.4f}",
         f"- without what is generated: {result.floor['test'][primary]:.4f}",
-        f"- licence of the weights it began with: {result.network.provenance.licence or 'none, or not stated'}",
+        *([_RECALIBRATED] if any(p.recalibrated for p in result.points) else []),
+        *licence_lines(result.network.provenance.licence, result.network.provenance.commercial),
         "",
         "Written by Netsmith. At a size the folder is a source (`THIS_FOLDER@0.5`), and in Python:",
         "",
