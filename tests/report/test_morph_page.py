@@ -21,9 +21,15 @@ def page_of(folder: Path, sample, **options) -> Page:
     return Page(write_report(write_morph(folder, *sample, **options)).read_text())
 
 
-def marks(page: Page, index: int = 0) -> list[str]:
-    """Classes of the marks of one drawing with an accessible name."""
-    svg = [s for s in page.svgs if s.get("role") == "img"][index]
+def plots(page: Page) -> list[str]:
+    """Accessible names of the drawings, without the slider's."""
+    names = [s.get("aria-label", "") for s in page.svgs if s.get("role") == "img"]
+    return [name for name in names if " over ratio" not in name]
+
+
+def marks(page: Page) -> list[str]:
+    """Classes of the marks of the first drawing over params."""
+    svg = next(s for s in page.svgs if " over params" in s.get("aria-label", ""))
     return [e.get("class", "") for e in svg.iter("path") if e.get("class", "").startswith("mark")]
 
 
@@ -90,9 +96,8 @@ def test_every_rival_and_the_base_are_drawn_over_params_and_over_macs(tmp_path, 
     assert len(marks(page)) == drawn
     for text in ("over params", "over MACs", "over params, close-up", "over MACs, close-up"):
         assert text in page.text
-    plots = [s.get("aria-label", "") for s in page.svgs if s.get("role") == "img"]
-    assert "accuracy on test over params. read from this artifact: 17.1% to 88.1% in 8 values; " in plots[0]
-    assert "skip-only floor: 10.2%" in plots[0]
+    assert "accuracy on test over params. read from this artifact: 17.1% to 88.1% in 8 values; " in plots(page)[0]
+    assert "skip-only floor: 10.2%" in plots(page)[0]
     assert "Torch-Pruning L1, same total of steps" in page.text
     del summary["floor"], details["floor"]
     assert "skip-only floor" not in page_of(tmp_path, (summary, details)).text
@@ -150,6 +155,7 @@ def test_the_order_shows_variation_and_both_pictures(tmp_path, morphed):
     assert np.corrcoef(after.ravel(), given.ravel())[0, 1] > 0.99
     assert abs(np.diff(after, axis=0)).mean() < abs(np.diff(before, axis=0)).mean()
     assert "Lower bound" in page.text
+    assert "Weights by output channel (down)" in page.text
     for group in smooth["groups"]:
         del group["bound"]
     assert "Lower bound" not in page_of(tmp_path, morphed).text
@@ -159,13 +165,36 @@ def test_the_order_shows_variation_and_both_pictures(tmp_path, morphed):
     assert not any(t == "img" for t, _ in page.tags)
 
 
+def test_magnitudes_have_a_scale_of_their_own(tmp_path, morphed):
+    picture = morphed[1]["smooth"]["picture"]
+    for part in ("before", "after"):
+        picture[part] = (0.02 + np.abs(np.array(picture[part]))).tolist()
+    page = page_of(tmp_path, morphed)
+    assert "Mean magnitude of the weights by output channel (down)" in page.text
+    after = next(a["src"] or "" for t, a in page.tags if t == "img" and "after" in (a["alt"] or ""))
+    found = np.asarray(Image.open(io.BytesIO(base64.b64decode(after.partition(",")[2]))), dtype=float)
+    assert np.corrcoef(found.ravel(), np.array(picture["after"]).ravel())[0, 1] > 0.98
+    assert (found.min(), found.max()) == (0, 254)  # the whole scale is used though no value is near 0
+
+
+def test_few_values_far_from_the_floor_have_a_close_up_of_all_of_them(tmp_path, morphed):
+    summary, details = morphed
+    details["rivals"] = []
+    details["widths"] = [w for w in details["widths"] if w["ratio"] in (1.0, 0.75, 0.5)]
+    page = page_of(tmp_path, (summary, details))
+    assert "over params, close-up" in page.text
+    svg = next(s for s in page.svgs if s.find("clipPath") is not None)
+    assert sum(e.get("class", "").startswith("mark") for e in svg.iter("path")) == 4  # three widths and the base
+    ticks = [e.text for e in svg.iter("text") if e.get("text-anchor") == "end" and (e.text or "").endswith("%")]
+    assert len(set(ticks)) == len(ticks) > 2
+
+
 def test_the_fit_follows_the_metric_at_three_widths(tmp_path, morphed):
     summary, details = morphed
     page = page_of(tmp_path, morphed)
     assert "4,000 steps in 28 min 32 s." in page.text
     assert "1× wide 0.5× wide 0.25× wide" in page.text
-    plots = [s.get("aria-label", "") for s in page.svgs if s.get("role") == "img"]
-    assert sum("accuracy on validation over step" in p for p in plots) == 2
+    assert sum("accuracy on validation over step" in p for p in plots(page)) == 2
     history = [{**h, "epoch": i, "step": None} for i, h in enumerate(details["fit"]["history"], start=1)]
     details["fit"] = {"epochs": 80, "best_epoch": 72, "seconds": None, "history": history}
     page = page_of(tmp_path, (summary, details))
@@ -208,7 +237,7 @@ def test_a_metric_that_is_no_percentage(tmp_path, autoencoder):
     assert "−0.4891 −0.4901 −0.07" in page.text
     assert "in the last block alone" in page.text
     hero = page.text.partition("Generator and artifact")[0]
-    assert "%" not in hero
+    assert "%" not in hero.replace("% of the base", "")
     assert "accuracy" not in hero.lower()
 
 

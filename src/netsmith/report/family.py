@@ -16,6 +16,7 @@ from netsmith.report.tips import Tips
 
 OWN = "var(--accent)"
 BASE = "var(--ink)"
+_MANY = 6  # values from which on a close-up leaves some out
 
 
 @dataclass(frozen=True)
@@ -87,16 +88,16 @@ def _base(results: MorphResults, resource: str, split: str, tips: Tips) -> Serie
         return None
     size = f"{formats.count(base.params)} params · {formats.count(base.macs)} MACs"
     tip = tips.add(base.name, "the base network", size, f"{results.metric.said(y)} on {split}")
-    return Series("the base network", BASE, "diamond", (Dot(x, y, tip, text=base.name),), joined=False)
+    return Series("the base network", BASE, "diamond", (Dot(x, y, tip, text=base.name),), joined=False, ring=True)
 
 
 def close_up(plot: Plot, *, higher_is_better: bool) -> tuple[float, float] | None:
-    """The better three quarters of all values, where the rest of the drawing squeezes them together; else None."""
+    """The best values, where the rest of the drawing squeezes them together: three quarters, of few all; else None."""
     values = [d.y for s in plot.series for d in s.dots if not d.hollow]
     everything = [d.y for s in plot.series for d in s.dots] + [v for v, _ in plot.levels]
-    if len(values) < 6:
+    if len(values) < 2:
         return None
-    quarters = quantiles(values, n=4)
+    quarters = quantiles(values, n=4) if len(values) >= _MANY else (min(values), 0.0, max(values))
     best, last = (max(values), quarters[0]) if higher_is_better else (min(values), quarters[2])
     if not 0 < abs(best - last) < 0.4 * (max(everything) - min(everything)):
         return None

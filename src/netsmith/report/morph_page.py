@@ -10,8 +10,10 @@ from netsmith.report.family import curve_at, draw_family, rival_colours, split_o
 from netsmith.report.fit_curves import fit_curves, ratio_keys, ratio_name
 from netsmith.report.morph_results import GroupRecord, MorphResults, RivalPoint, RivalRecord, WidthRecord
 from netsmith.report.morph_verdict import morph_verdict
+from netsmith.report.origin import origin_of
 from netsmith.report.provenance import provenance, steps
 from netsmith.report.rendering import NARROW, WIDE, flatten, render
+from netsmith.report.slider import draw_slider
 from netsmith.report.tips import Tips
 from netsmith.report.weights import variations, weight_pictures
 
@@ -172,6 +174,7 @@ def morph_html(results: MorphResults) -> str:
     tips = Tips()
     details, split = results.details, split_of(results)
     family, family_legend = draw_family(results, tips, WIDE, NARROW)
+    slider = draw_slider(results, tips)
     curves, curves_legend = fit_curves(results, tips, _HALF, NARROW)
     seconds, total = steps(details.seconds or results.summary.seconds)
     return render(
@@ -184,6 +187,8 @@ def morph_html(results: MorphResults) -> str:
         floor=results.floor,
         artifact_bytes=results.artifact_bytes,
         artifact_ratio=results.artifact_ratio,
+        origin=origin_of(details.base.extra, details.base.source, results.folder),
+        slider=slider,
         family=family,
         family_legend=family_legend,
         columns=_columns(results),

@@ -14,6 +14,7 @@ from netsmith.report.flow import pieces
 from netsmith.report.heatmap import HeatmapData, draw_heatmap, fill, group_means, heatmap_data, scale_stops
 from netsmith.report.morph_page import morph_html
 from netsmith.report.morph_results import read_morph
+from netsmith.report.origin import families_of
 from netsmith.report.provenance import provenance, steps
 from netsmith.report.rendering import NARROW, WIDE, render, write_atomically
 from netsmith.report.results import CandidateRecord, Results, read_kind, read_results
@@ -164,6 +165,7 @@ def report_html(results: Results) -> str:
             manifest=results.artifact,
         ),
         fill=fill,
+        families=families_of(results.folder),
         tips=tips.texts,
         **drawings,
     )

@@ -7,18 +7,23 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from netsmith.report.rendering import flatten
 
 Rows = list[tuple[str, str]]
 
 
 def _seeds(config: str | None, extra: Mapping[str, Any]) -> Rows:
-    """Seeds, of details.json if it has them, else the lines of the configuration that set one."""
+    """Seeds, of details.json if it has them, else every one that the configuration sets, with its place in it."""
     given = {k: v for k, v in extra.items() if "seed" in k}
     if given or config is None:
         return flatten(given)
-    lines = [line.strip() for line in config.splitlines() if line.strip().split(":")[0].strip("\"'").endswith("seed")]
-    return [(k.strip(), v.strip()) for k, _, v in (line.partition(":") for line in lines) if v.strip()]
+    try:
+        settings = yaml.safe_load(config)
+    except yaml.YAMLError:
+        return []
+    return [(k, v) for k, v in flatten(settings) if k.rpartition(".")[2].endswith("seed")]
 
 
 def _hashes(folder: Path, weights: Iterable[tuple[str, Any]], manifest: Mapping[str, Any]) -> Rows:

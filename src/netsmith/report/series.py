@@ -28,7 +28,10 @@ class Dot:
 
 @dataclass(frozen=True)
 class Series:
-    """A line, its dots in the order in which they are joined. `colour` is one of CSS."""
+    """A line, its dots in the order in which they are joined. `colour` is one of CSS.
+
+    The marks of a `ring` are open and lie over all others: what they stand for may coincide with something else.
+    """
 
     name: str
     colour: str
@@ -36,6 +39,7 @@ class Series:
     dots: tuple[Dot, ...]
     joined: bool = True
     marked: bool = True
+    ring: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Mark:
     colour: str
     hollow: bool
     tip: int | None
+    ring: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,10 @@ class Lines:
     marks: tuple[Mark, ...]
     labels: tuple[Label, ...]
     clipped: bool
+    named_left: bool
     summary: str
+    x_axis: Axis
+    y_axis: Axis
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,7 @@ class Plot:
     """What is to be drawn: lines, dashed levels `(value, name)`, and how the axes are called and written.
 
     With `whole`, x has no ticks between whole numbers. `window` holds y between two values: the rest is cut off.
+    With `named_left`, levels are named at the left end of the drawing.
     """
 
     series: tuple[Series, ...]
@@ -104,6 +113,7 @@ class Plot:
     fraction: bool = False
     whole: bool = False
     window: tuple[float, float] | None = None
+    named_left: bool = False
 
 
 def mark_path(shape: str, x: float, y: float, r: float = 5.0) -> str:
@@ -131,7 +141,10 @@ def mark_path(shape: str, x: float, y: float, r: float = 5.0) -> str:
 def legend(series: Sequence[Series], extra: Sequence[tuple[Series, str]] = ()) -> tuple[Legend, ...]:
     """One entry a line; `extra` are marks with words of their own. Marks stand in a box of 18 x 18."""
     entries = [(s, s.name, False) for s in series] + [(s, text, True) for s, text in extra]
-    return tuple(Legend(Mark(mark_path(s.shape, 9.0, 9.0), s.colour, h, None), text) for s, text, h in entries)
+    return tuple(
+        Legend(Mark(mark_path(s.shape, 9.0, 9.0, 4.0 if s.ring else 5.0), s.colour, h, None, s.ring), text)
+        for s, text, h in entries
+    )
 
 
 def _traces(series: Series, at: Callable[[Dot], tuple[float, float]]) -> list[Trace]:
@@ -181,8 +194,8 @@ def draw_lines(plot: Plot, width: float, height: float, *, font: float = 12.0) -
     x, y, log = _axes(plot, (left, top, right, bottom))
     inside = [[d for d in s.dots if x.low <= d.x <= x.high and y.low <= d.y <= y.high] for s in plot.series]
     marks = [
-        Mark(mark_path(s.shape, x(d.x), y(d.y)), s.colour, d.hollow, d.tip)
-        for s, dots in reversed(list(zip(plot.series, inside, strict=True)))
+        Mark(mark_path(s.shape, x(d.x), y(d.y)), s.colour, d.hollow, d.tip, s.ring)
+        for s, dots in sorted(zip(plot.series[::-1], inside[::-1], strict=True), key=lambda pair: pair[0].ring)
         for d in dots
         if s.marked
     ]
@@ -191,7 +204,10 @@ def draw_lines(plot: Plot, width: float, height: float, *, font: float = 12.0) -
     taken += [(a - 2, b - 2, a + 2, b + 2) for s in plot.series if s.joined for a, b in _along(s, x, y)]
     shown = [(v, text) for v, text in plot.levels if y.low <= v <= y.high]
     dashed = references(shown, y, top, bottom)
-    taken += [(right - text_width(r.text, font), r.text_y - font, right, r.text_y + 3) for r in dashed]
+    for r in dashed:
+        long = text_width(r.text, font)
+        start = left + 6 if plot.named_left else right - long
+        taken.append((start, r.text_y - font, start + long, r.text_y + 3))
     labels = place(named, taken, (left, top, right, bottom), size=font, above=True)
     x_ticks = x.ticks(lambda v: formats.short(plot.x_text(v)), most=max(4, int(width // 110)))
     return Lines(
@@ -204,7 +220,7 @@ def draw_lines(plot: Plot, width: float, height: float, *, font: float = 12.0) -
         x_title=plot.x_title + (" (logarithmic)" if log else ""),
         y_title=plot.y_title,
         x_ticks=tuple(t for t in x_ticks if not plot.whole or "." not in t.text),
-        y_ticks=y.ticks(lambda v: formats.short(plot.y_text(v)), most=6 if height > 300 else 4),
+        y_ticks=y.ticks(_tick_text(plot), most=6 if height > 300 else 4),
         references=tuple(dashed),
         traces=tuple(
             t for s in reversed(plot.series) if s.joined for t in _traces(s, lambda d: (x.beyond(d.x), y.beyond(d.y)))
@@ -212,8 +228,18 @@ def draw_lines(plot: Plot, width: float, height: float, *, font: float = 12.0) -
         marks=tuple(marks),
         labels=tuple(label for label in labels if label is not None),
         clipped=plot.window is not None,
+        named_left=plot.named_left,
         summary=_summary(plot),
+        x_axis=x,
+        y_axis=y,
     )
+
+
+def _tick_text(plot: Plot) -> Callable[[float], str]:
+    """How y is written at a tick: percentages with as many digits as the tick has."""
+    if plot.fraction:
+        return lambda v: f"{100 * v:.4g}%"
+    return lambda v: formats.short(plot.y_text(v))
 
 
 def _summary(plot: Plot) -> str:

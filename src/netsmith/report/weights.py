@@ -7,24 +7,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from netsmith.report.colour import diverging, hexadecimal
+from netsmith.report.colour import VIRIDIS, diverging, hexadecimal
 from netsmith.report.morph_results import MorphResults, VariationRecord
 from netsmith.report.png import data_uri, palette_png
 
-_STEPS = 255  # odd, so that 0 has a colour of its own
+_STEPS = 255  # odd, so that 0 has a colour of its own; one more stands for what is missing
 _MISSING = (128, 128, 128)
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Two pictures as `data:` addresses; `high` is the value at both ends of the scale."""
+    """Two pictures as `data:` addresses; `low` and `high` are values at the ends of the scale, `stops` its colours.
+
+    `signed` ones have 0 in the middle of the scale, others (magnitudes) begin near their smallest value.
+    """
 
     tensor: str
     rows: int
     columns: int
     before: str
     after: str
+    low: float
     high: float
+    signed: bool
     stops: tuple[str, ...]
 
 
@@ -39,28 +44,38 @@ class Variation:
     change: float
 
 
+def _scale(values: np.ndarray) -> tuple[float, float]:
+    """Both ends of the scale, cut at the 1st and 99th percentile; about 0 where there are values below it."""
+    if not values.size:
+        return 0.0, 1.0
+    if values.min() < 0:
+        high = float(np.percentile(np.abs(values), 99)) or float(np.abs(values).max())
+        return -high, high
+    low, high = (float(v) for v in np.percentile(values, [1, 99]))
+    return (low, high) if high > low else (0.0, high or 1.0)
+
+
 def weight_pictures(results: MorphResults) -> Pictures | None:
-    """The two pictures, their scale symmetric about 0 and cut at the 99th percentile of the magnitudes."""
+    """The two pictures on one scale: one of two colours where weights have signs, else one that grows lighter."""
     smooth = results.details.smooth
     if results.picture is None or smooth is None or smooth.picture is None:
         return None
     both = np.concatenate([a.ravel() for a in results.picture])
-    known = np.abs(both[np.isfinite(both)])
-    high = float(np.percentile(known, 99)) if known.size else 1.0
-    high = high or float(known.max(initial=0.0)) or 1.0
-    palette = (*diverging(_STEPS), _MISSING)
+    low, high = _scale(both[np.isfinite(both)])
+    signed = low < 0
+    palette = diverging(_STEPS) if signed else VIRIDIS[:_STEPS]
+    last = len(palette) - 1
 
     def picture(values: np.ndarray) -> str:
         finite = np.isfinite(values)
-        scaled = np.clip(np.where(finite, values, 0.0) / high, -1.0, 1.0)
-        indices = np.where(finite, np.rint((scaled + 1) / 2 * (_STEPS - 1)), _STEPS).astype(np.uint8)
-        return data_uri(palette_png(indices, palette))
+        scaled = np.clip((np.where(finite, values, low) - low) / (high - low), 0.0, 1.0)
+        indices = np.where(finite, np.rint(scaled * last), last + 1).astype(np.uint8)
+        return data_uri(palette_png(indices, (*palette, _MISSING)))
 
     before, after = results.picture
-    stops = tuple(hexadecimal(c) for c in diverging(9))
-    return Pictures(
-        smooth.picture.tensor, before.shape[0], before.shape[1], picture(before), picture(after), high, stops
-    )
+    stops = tuple(hexadecimal(palette[round(i * last / 8)]) for i in range(9))
+    rows, columns = before.shape
+    return Pictures(smooth.picture.tensor, rows, columns, picture(before), picture(after), low, high, signed, stops)
 
 
 def variations(records: Sequence[VariationRecord]) -> tuple[Variation, ...]:

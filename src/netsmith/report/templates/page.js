@@ -67,6 +67,48 @@
     });
   }
 
+  // ---- the slider over width: every place of it was worked out beforehand, here it is only shown
+  const dial = document.querySelector(".dial");
+  if (dial && data.slider) {
+    const { first, widest, stops } = data.slider;
+    const input = dial.querySelector("input");
+    const section = dial.closest("section");
+    const reading = document.getElementById("reading");
+    const shape = section.querySelector(".shape");
+    const lanes = [...section.querySelectorAll(".lanes>li")].map((row) => [row.querySelector(".bar-now"), row.querySelector(".lane-count b")]);
+    const cursor = section.querySelector(".cursor");
+    const dot = section.querySelector(".cursor-dot");
+    const jumps = [...dial.querySelectorAll("[data-at]")];
+    let shown = null;
+    const turn = () => {
+      if (input.value === shown) return;
+      shown = input.value;
+      const stop = stops[shown - first];
+      for (const place of section.querySelectorAll("[data-show]")) place.textContent = stop.texts[place.dataset.show];
+      for (const bar of section.querySelectorAll("[data-share]")) bar.style.width = `${100 * stop.shares[bar.dataset.share]}%`;
+      lanes.forEach(([bar, count], i) => {
+        const width = stop.widths[i];
+        bar.style.width = `${100 * (width ?? 0) / widest}%`;
+        if (count) count.textContent = width === null ? "–" : width.toLocaleString("en");
+      });
+      if (shape && stop.shape) shape.setAttribute("aria-label", stop.shape);
+      reading.dataset.state = stop.state;
+      input.setAttribute("aria-valuetext", stop.said);
+      for (const jump of jumps) jump.setAttribute("aria-current", jump.dataset.at === shown);
+      if (!cursor) return;
+      const [x, y] = stop.cursor;
+      cursor.setAttribute("transform", `translate(${x},0)`);
+      dot.setAttribute("visibility", y === null ? "hidden" : "visible");
+      dot.setAttribute("cx", x);
+      dot.setAttribute("cy", y ?? 0);
+    };
+    input.addEventListener("input", turn);
+    for (const jump of jumps) jump.addEventListener("click", () => { input.value = jump.dataset.at; turn(); });
+    dial.hidden = false;
+    shown = input.getAttribute("value");
+    turn(); // a browser may have kept another place over a reload
+  }
+
   // ---- the heatmap: values are read from the picture itself, a PNG of palette indices in one chunk, filter 0
   const picture = document.getElementById("heat-picture");
   if (!picture || !data.heat) return;
