@@ -82,3 +82,34 @@ def test_another_ending_is_refused(tmp_path):
         write_comparison(tmp_path / "c.pdf", comparison(3, 4))
     with pytest.raises(OutputError, match="cannot be written: No such file or directory"):
         write_comparison(tmp_path / "missing" / "c.html", comparison(3, 4))
+
+
+def test_units_of_one_name_and_answers(tmp_path):
+    data = comparison(3, 4) | {
+        "same": [{"unit": "layer1.0", "similarity": 0.875}, {"unit": "layer1.1", "similarity": -0.01}],
+        "outputs": {
+            "kl": {"first_second": 0.0625, "second_first": 0.125},
+            "unit": "nats",
+            "agreement": 0.9375,
+            "per": "pixel",
+            "images": 512,
+        },
+    }
+    text = write_comparison(tmp_path / "c.html", data).read_text()
+    page = Page(text)
+    assert {"same", "outputs", "about"} <= set(page.ids)
+    assert "0.875" in page.text
+    assert 'style="width:87.5%"' in text
+    assert 'style="width:0%"' in text
+    for said in ("KL(resnet20 ‖ resnet32)", "0.0625 nats", "KL(resnet32 ‖ resnet20)", "0.125 nats", "93.8% of pixels"):
+        assert said in page.text
+    other = Page(write_comparison(tmp_path / "c.html", {**data, "outputs": {"missing": "<other> classes"}}).read_text())
+    assert "The answers were not compared: <other> classes." in other.text
+    bare = Page(write_comparison(tmp_path / "c.html", {**comparison(3, 4), "facts": {}}).read_text())
+    assert not {"same", "outputs", "about"} & set(bare.ids)
+
+
+def test_malformed_answers(tmp_path):
+    data = comparison(3, 4) | {"same": [{"similarity": 1.0}], "outputs": {"kl": 3}}
+    with pytest.raises(ArtifactError, match=r"same\[0\].unit: Field required\n.*outputs.kl: "):
+        write_comparison(tmp_path / "c.html", data)

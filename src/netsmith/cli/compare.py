@@ -1,12 +1,14 @@
-"""How alike two networks are, cut by cut, on the same probe images.
+"""How alike two networks are, cut by cut and in their answers, on the same probe images.
 
-Similarity of every cut of the first with every cut of the second, and for each unit of the first the unit of the second
-whose output is most like its own.
+Similarity of every cut of the first with every cut of the second; for each unit of the first the unit of the second
+whose output is most like its own, and the unit of the same name. Where both tell the same classes apart, the divergence
+of their class probabilities (in nats) and how often they name the same class.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +20,12 @@ from .session import Session
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
+    from torch import Tensor
 
     from netsmith.core.graph import Chain
+    from netsmith.core.network import Network
+    from netsmith.reassembly.agreement import Agreement
 
 SUMMARY = "similarity of two networks, cut by cut"
 EXAMPLES = (
@@ -28,6 +34,7 @@ EXAMPLES = (
         "netsmith compare timm:resnet18 timm:resnet50 --data folder:imagenet --out runs/cmp",
         "with a page and JSON",
     ),
+    ("netsmith compare runs/any_width/artifact@0.5 runs/any_width/artifact@1.0", "two widths of a morphed network"),
     ("netsmith compare A B --data parquet:cifar10 --metric lr --images 1024", "R² of predicting B from A"),
 )
 
@@ -62,7 +69,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     from netsmith.reassembly.similarity import metric_names, similarity
 
     from .folder import check_folder, open_folder
-    from .networks import device_of, load_chain
+    from .networks import device_of, load_chain, recalibrate_sized
 
     if arguments.metric not in metric_names():
         raise UsageError(f"unknown metric '{arguments.metric}'. {did_you_mean(arguments.metric, metric_names())}")
@@ -71,16 +78,20 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     seed, device = arguments.seed or 0, device_of(arguments.device)
     splits = open_data(arguments.data, seed=seed)
     images, _ = probe_set(splits, arguments.images, seed=seed)
-    chains, reps = [], []
+    chains, reps, networks = [], [], []
     with session.console.progress() as bars:
         for source in (arguments.first, arguments.second):
             other = chains[0].name if chains else None
             network, chain = load_chain(source, arguments, example_shape=tuple(images.shape[1:]), not_named=other)
+            recalibrate_sized(source, network, splits, session, seed=seed)
+            networks.append(network)
             chains.append(chain)
             step = bars.step(f"representing {chain.name}")
             reps.append(represent(chain, network.preprocess(images), device=device, progress=step))
+        answers = compare_answers(networks[0], networks[1], images, device, bars.step("comparing answers"))
     table = similarity(reps, metric=arguments.metric, biased=arguments.biased)
-    facts = describe(chains[0], chains[1], table.between(chains[0].name, chains[1].name), arguments, table.samples)
+    values = table.between(chains[0].name, chains[1].name)
+    facts = describe(chains[0], chains[1], values, answers, arguments, table.samples)
     show(facts, session)
     if arguments.out is not None:
         open_folder(arguments.out, arguments.overwrite, session)
@@ -88,8 +99,37 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     return 0
 
 
-def describe(a: Chain, b: Chain, values: np.ndarray, arguments: argparse.Namespace, samples: int) -> dict[str, Any]:
+def compare_answers(
+    a: Network, b: Network, images: Tensor, device: torch.device, step: Callable[[int, int], None]
+) -> Agreement | str:
+    """How alike the networks' answers are, or why that cannot be said."""
+    from netsmith.reassembly.agreement import agreement
+
+    def answering(network: Network) -> Callable[[Tensor], Tensor]:
+        model = network.model.to(device).eval()
+        return lambda batch: model(network.preprocess(batch.to(device)))
+
+    if a.task != b.task:
+        return f"one is for {a.task}, the other for {b.task}"
+    if a.task == "generation" or not a.num_classes or not b.num_classes:
+        return "they tell no classes apart"
+    if a.num_classes != b.num_classes:
+        return f"one tells {a.num_classes} classes apart, the other {b.num_classes}"
+    if a.task == "segmentation" and a.preprocess.input_size != b.preprocess.input_size:
+        return "they take images of different sizes"
+    return agreement(answering(a), answering(b), images, progress=step)
+
+
+def describe(
+    a: Chain, b: Chain, values: np.ndarray, answers: Agreement | str, arguments: argparse.Namespace, samples: int
+) -> dict[str, Any]:
     """The comparison as JSON-able facts; `values[i, j]` is the similarity of cut i of `a` to cut j of `b`."""
+    places = {unit.name: unit.index for unit in b.units}
+    same = [
+        {"unit": unit.name, "similarity": float(values[unit.index + 1, places[unit.name] + 1])}
+        for unit in a.units
+        if unit.name in places
+    ]
     best = []
     for unit in a.units:
         # cut 0 is the stem's output: unit i's own is cut i + 1
@@ -105,7 +145,21 @@ def describe(a: Chain, b: Chain, values: np.ndarray, arguments: argparse.Namespa
         "columns": _side(b, arguments.second),
         "values": [[float(v) for v in row] for row in values],
         "best": best,
+        "same": same,
+        "outputs": _outputs(answers),
         "facts": {"data": arguments.data, "biased": arguments.biased, "seed": arguments.seed or 0},
+    }
+
+
+def _outputs(answers: Agreement | str) -> dict[str, Any]:
+    if isinstance(answers, str):
+        return {"missing": answers}
+    return {
+        "kl": {"first_second": answers.forward, "second_first": answers.backward},
+        "unit": "nats",
+        "agreement": answers.same,
+        "per": answers.per,
+        "images": answers.images,
     }
 
 
@@ -118,7 +172,7 @@ SHADES = " .:-=+*#%@"
 
 
 def show(facts: dict[str, Any], session: Session) -> None:
-    """The heatmap in characters, and the best match of every unit."""
+    """The heatmap in characters, each unit with the one of its name and its best match, and the answers."""
     rows, columns, console = facts["rows"], facts["columns"], session.console
     console.result(
         f"{facts['metric']} of {rows['name']} (rows) and {columns['name']} (columns) on {facts['images']} images of "
@@ -133,8 +187,28 @@ def show(facts: dict[str, Any], session: Session) -> None:
         console.result(f"{i:>3} {cut[-label:]:<{label}}{cells}")
     scale = "in hundredths" if wide else f"from 0 '{SHADES[0]}' to 1 '{SHADES[-1]}'"
     console.result(f"{scale}; row and column 0 are the outputs of the stems\n")
-    matches = [[m["unit"], m["best"], f"{m['similarity']:.3f}"] for m in facts["best"]]
-    console.table([f"unit of {rows['name']}", f"most alike in {columns['name']}", f">{facts['metric']}"], matches)
+    own = {s["unit"]: f"{s['similarity']:.3f}" for s in facts["same"]}
+    matches = [
+        [m["unit"], *([own.get(m["unit"], "")] if own else []), m["best"], f"{m['similarity']:.3f}"]
+        for m in facts["best"]
+    ]
+    heads = [f"unit of {rows['name']}", *([">of the same unit"] if own else []), f"most alike in {columns['name']}"]
+    console.table([*heads, f">{facts['metric']}"], matches)
+    console.result()
+    show_outputs(facts["outputs"], rows["name"], columns["name"], session)
+
+
+def show_outputs(outputs: dict[str, Any], first: str, second: str, session: Session) -> None:
+    """How alike the answers are, or why that is not known."""
+    if "missing" in outputs:
+        session.console.result(f"answers not compared: {outputs['missing']}")
+        return
+    kl, per = outputs["kl"], outputs["per"]
+    session.console.result(
+        f"KL divergence of the class probabilities, mean over {per}s, in nats: KL({first} || {second}) = "
+        f"{kl['first_second']:.4f}, KL({second} || {first}) = {kl['second_first']:.4f}\n"
+        f"same first class: {100 * outputs['agreement']:.2f}% of {per}s"
+    )
 
 
 def write(facts: dict[str, Any], out: Path, session: Session) -> None:

@@ -214,9 +214,9 @@ def _open_artifact(source: Source) -> tuple[Facts, nn.Module, str | None]:
         known = replace(known, mean=found.mean, std=found.std)
         known = replace(known, input_size=found.input_size, interpolation=found.interpolation)
     model = artifact.load(source.name)
-    if ratio is not None:
+    if manifest["kind"] == "morph":
         assert isinstance(model, artifact.Sized)
-        model = model.at(ratio)
+        model = model.at(1.0 if ratio is None else ratio)
     return known, model, None
 
 

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from netsmith.errors import MissingDependencyError, OutputError
 from netsmith.report.heatmap import HeatmapData, draw_heatmap, fill, heatmap_data, scale_stops
 from netsmith.report.rendering import NARROW, flatten, render, write_atomically
-from netsmith.report.results import Record, matrix, parse
+from netsmith.report.results import Number, Record, matrix, parse
 
 _HEAT = 700.0  # width of the picture: beside it stand its scale and the values under the pointer
 _CUT_NAMES = 48  # more cuts than this and the PNG leaves their names out
@@ -33,6 +33,30 @@ class Side(Record):
         return self
 
 
+class SameUnit(Record):
+    """A unit that both networks have, by its name, and the similarity of its outputs."""
+
+    unit: str
+    similarity: Number = None
+
+
+class Divergences(Record):
+    """Kullback-Leibler divergences, KL(first || second) and KL(second || first)."""
+
+    first_second: Number = None
+    second_first: Number = None
+
+
+class Outputs(Record):
+    """How alike the two networks' answers are, or in `missing` why that is not known."""
+
+    kl: Divergences = Divergences()
+    unit: str = "nats"
+    agreement: Number = None
+    per: str = "image"
+    missing: str = ""
+
+
 class Comparison(Record):
     """What `netsmith compare` measured; `values[i][j]` is the similarity of row cut i with column cut j."""
 
@@ -41,6 +65,8 @@ class Comparison(Record):
     metric: str
     values: Any
     images: int | None = None
+    same: tuple[SameUnit, ...] = ()
+    outputs: Outputs | None = None
     facts: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -105,7 +131,9 @@ def write_comparison(path: Path, data: Mapping[str, Any]) -> Path:
 
     `path` is a folder (`comparison.html` is written there), or a file that ends in `.html`, or in `.png` (needs
     matplotlib, extra `plot`). `data` is `{"metric": "cka", "rows": {"name", "cuts": [names], "source"?}, "columns":
-    {...}, "values": [[...]] (rows x columns, null where missing), "images"?: n, "facts"?: {anything worth a line}}`.
+    {...}, "values": [[...]] (rows x columns, null where missing), "images"?: n, "same"?: [{"unit", "similarity"}],
+    "outputs"?: {"kl": {"first_second", "second_first"}, "unit", "agreement", "per"} or {"missing": why}, "facts"?:
+    {anything worth a line}}`.
 
     Raises ArtifactError for malformed data, OutputError for a path that cannot be written or ends otherwise,
     MissingDependencyError for a PNG without matplotlib.
