@@ -49,7 +49,7 @@ SPACES: dict[str, dict[str, Any]] = {
         "training": {**COMMON, "epochs": 20, "batch_size": 128, "clip_grad": 2.0, "ema": 0.995},
         "fitting": {"views": 8, "per_step": 1},
         "draws": {
-            "grid": ("keyframe", "random", "keyframe", "random", "keyframe", "random", "keyframe", "coarse"),
+            "grid": ("keyframe", "random", "low", "random", "keyframe", "random", "coarse", "random"),
             "nested": ("full", "random", "low", "random", "random"),
             "inr": ("full", "random", "low", "random", "random"),
         },

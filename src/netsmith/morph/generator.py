@@ -22,6 +22,9 @@ from netsmith.errors import MorphError, did_you_mean
 from netsmith.morph.coordinates import Slot, along, cells, first, padded, slots
 from netsmith.morph.paths import channel_order
 
+_BLUR = 2.0
+"""Width of the window, in cells, through which the coarse set is read."""
+
 GENERATORS: dict[str, type[Generator]] = {}
 """Kinds of generators by name."""
 
@@ -290,7 +293,9 @@ class Grid(Generator):
 
         def change(t: Tensor, axis: Axis, group: str) -> Tensor:
             shift = None if noise is None else noise.draw(widths[group])
-            return along(t, axis, small[group], cells(widths[group], small[group], shift=shift).to(t.device))
+            cell, n = small[group], widths[group]
+            read = cells(n, cell, window=max(_BLUR, cell / n), shift=shift)
+            return along(t, axis, cell, read.to(t.device))
 
         tensor = slot.walk(self.smooth.get_parameter(key(slot.name)), self.base, small, change)
         return tensor * (slot.fan_in_factor(self.base, widths) / slot.fan_in_factor(self.base, small))
