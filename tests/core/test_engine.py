@@ -171,17 +171,18 @@ def test_resume_false_starts_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("net", "data", "changes"),
+    ("net", "data", "changes", "what"),
     [
-        (make_net(), DATA, {"lr": 0.02}),
-        (make_net(1), DATA, {}),
-        (make_net(), (make_images(seed=5), DATA[1]), {}),
+        (make_net(), DATA, {"lr": 0.02, "ema": 0.9}, r"lr: \S+ -> 0.02; ema: null -> 0.9"),
+        (make_net(1), DATA, {}, r"first weights: \w{12} -> \w{12}"),
+        (make_net(), (make_images(seed=5), DATA[1]), {}, "other images, network, objective or settings"),
+        (make_net(), (make_images(seed=5).subset(range(40)), DATA[1]), {}, r"training images: \d+ -> 40"),
     ],
 )
-def test_a_checkpoint_of_another_run_is_refused(tmp_path, net, data, changes):
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, net, data, changes, what):
     train(make_net(), DATA, TASK, settings(epochs=1), checkpoint_dir=tmp_path)
     kept = (tmp_path / "last.safetensors").read_bytes()
-    with pytest.raises(TrainingError, match=r"is of another run .* resume=False"):
+    with pytest.raises(TrainingError, match=rf"is of another run \({what}\): .* resume=False"):
         train(net, data, TASK, settings(epochs=1, **changes), checkpoint_dir=tmp_path)
     assert (tmp_path / "last.safetensors").read_bytes() == kept
 

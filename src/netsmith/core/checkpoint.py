@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from netsmith.core.cache import independent
+from netsmith.core.changes import changes
 from netsmith.core.output import write_bytes
 from netsmith.errors import TrainingError
 
@@ -41,6 +42,21 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"'{path}' is no checkpoint of a training run, or a damaged one ({error}). "
             f"Delete it, or pass resume=False, to start again"
         ) from error
+
+
+def facts(settings: Mapping[str, Any], task: str, images: int, weights: str) -> dict[str, Any]:
+    """What a checkpoint tells of its run, so that another one can be told what differs."""
+    return {**settings, "task": task, "training images": images, "first weights": weights[:12]}
+
+
+def another_run(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The message for a checkpoint that is not this run's; `old` and `new` are `facts`, `old` empty where unknown."""
+    changed = changes(old, new) if old else []
+    what = "; ".join(changed) or "other images, network, objective or settings"
+    return (
+        f"the checkpoint in '{folder}' is of another run ({what}): choose another folder, delete it, or pass "
+        f"resume=False to start again over it"
+    )
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

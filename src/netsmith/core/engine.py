@@ -191,6 +191,8 @@ class _Run:
         self.key = digest("training", settings, task.name, task.num_classes, self.best) if folder else ""
         if folder:
             self.key = digest(self.key, train_set.identity(), validation_set.identity(), self._frozen_names())
+            classes = f"{task.name}, {task.num_classes} classes"
+            self.facts = files.facts(settings.model_dump(mode="json"), classes, len(train_set), digest(self.best))
         self.ema = ModelEmaV3(model, settings.ema, use_warmup=True) if settings.ema else None
         # the wrapper, not the model, is what accelerate patches for mixed precision and wraps for many processes
         self.objective: Objective = Supervised(task, settings.label_smoothing)
@@ -374,7 +376,11 @@ class _Run:
                 tensors |= files.prefixed("ema", self.ema.module.state_dict())
             tensors |= files.prefixed("optimizer", files.optimizer_tensors(self.optimizer))
             scaler = self.current.accelerator.scaler
-            state: dict[str, Any] = {"key": self.key, "scaler": scaler.state_dict() if scaler else None}
+            state: dict[str, Any] = {
+                "key": self.key,
+                "facts": self.facts,
+                "scaler": scaler.state_dict() if scaler else None,
+            }
             files.write_state(self.folder / files.LAST, tensors, state | vars(self.done))
         self.current.wait()
 
@@ -384,11 +390,9 @@ class _Run:
             return
         tensors, state = files.read_state(self.folder / files.LAST)
         best, about = files.read_state(self.folder / files.BEST)
+        known = state.pop("facts", {})
         if {state.pop("key", None), about.get("key")} != {self.key}:
-            raise TrainingError(
-                f"the checkpoint in '{self.folder}' is of another run (other settings, data, network or first "
-                f"weights): choose another folder, delete it, or pass resume=False to start again over it"
-            )
+            raise TrainingError(files.another_run(self.folder, known, self.facts))
         scaler_state = state.pop("scaler")
         if self.current.accelerator.scaler is not None and scaler_state:
             self.current.accelerator.scaler.load_state_dict(scaler_state)
