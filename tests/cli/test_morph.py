@@ -177,6 +177,7 @@ PADDED = "{source: netsmith:cifar_resnet20, input_size: [1, 8, 8], num_classes: 
         (["rivals=[l2]"], r"rivals: expected one of l1, taylor, nested, alone, got 'l2'"),
         (["rivals=l1", "ratios=[1.0]"], r"rivals are measured at ratios below 1, and ratios has none"),
         (["rivals=l1", "training=null"], r"rivals are trained as the generator is, and training is null"),
+        (["rivals=l1", "training={epochs: 1, batch_size: 2000}"], r"1 steps cannot be shared among 2 sizes"),
         (["rivals=l1", "rivals.steps=1"], r"rivals.steps: 1 steps cannot be shared among 2 ratios below 1"),
     ],
 )

@@ -21,7 +21,7 @@ from netsmith.morph.finetuning import optimizer_steps
 from netsmith.morph.pipeline import Morphed, make_morphable
 from netsmith.morph.pruning import pruned
 from netsmith.morph.results import Summary
-from netsmith.morph.rivals import RIVALS, rivals
+from netsmith.morph.rivals import RIVALS, checked, rivals
 from netsmith.morph.saving import write_results
 from netsmith.morph.space import MorphSpace
 from netsmith.report import write_report
@@ -93,10 +93,20 @@ def fit_key(config: MorphConfig, network: Network, splits: Splits) -> str:
 
 
 def check_rivals(config: MorphConfig, network: Network, space: MorphSpace, splits: Splits) -> None:
-    """Raise MorphError for a network that Torch-Pruning, asked for, cannot prune."""
+    """Raise MorphError for too few steps, or for a network that Torch-Pruning, asked for, cannot prune."""
+    if config.rivals.which:
+        checked(config.rivals.which, [r for r in config.ratios if r < 1], rival_steps(config, splits))
     if {"l1", "taylor"} & set(config.rivals.which):
         task = make_task(network.task, network.num_classes, shape=network.preprocess.input_size)
         pruned(network, space, space.at(min(config.ratios)), by="l1", data=splits, task=task, seed=config.seed)
+
+
+def rival_steps(config: MorphConfig, splits: Splits) -> int:
+    """Optimizer steps of the rivals: as asked for, or as many as fitting takes."""
+    own = training(config)
+    if config.rivals.steps is not None or own is None:
+        return config.rivals.steps or 0
+    return optimizer_steps(len(splits.train), own) * own.epochs
 
 
 def measure_rivals(
@@ -110,7 +120,7 @@ def measure_rivals(
     found = rivals(
         result,
         asked.which,
-        asked.steps or optimizer_steps(len(result.data.train), own) * own.epochs,
+        rival_steps(config, result.data),
         asked.each,
         training=own,
         fitting=config.fitting,

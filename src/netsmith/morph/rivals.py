@@ -98,7 +98,7 @@ def rivals(
         TrainingError: a loss that is not finite.
     """
     ratios = [p.ratio for p in result.points if p.ratio < 1]
-    asked = _checked(which, ratios, steps)
+    asked = checked(which, ratios, steps)
     bench = Bench(
         result,
         training,
@@ -124,8 +124,8 @@ def rivals(
     return found
 
 
-def _checked(which: Sequence[str], ratios: Sequence[float], steps: int) -> list[str]:
-    """The rivals, each once; raises MorphError."""
+def checked(which: Sequence[str], ratios: Sequence[float], steps: int) -> list[str]:
+    """The rivals, each once, before anything is trained; `ratios` are those below 1. Raises MorphError."""
     asked = list(dict.fromkeys(which))
     unknown = [name for name in asked if name not in RIVALS]
     if unknown:
