@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from netsmith.core.channels import WidthGroups, permute, resize, width_groups
     from netsmith.core.data import Splits, open_data, probe_set
     from netsmith.core.engine import TrainSettings, evaluate, train
+    from netsmith.core.export import Exported, export
     from netsmith.core.folding import fold_batch_norms
     from netsmith.core.graph import Chain, Cut, Layout, Unit, dissect
     from netsmith.core.network import Network, Preprocess, load_source
+    from netsmith.core.pretrained import from_pretrained, push_to_hub, save_pretrained
     from netsmith.core.profile import Bound, Budget, count_macs, count_params, measure_latency, memory_bytes
     from netsmith.core.tasks import Classification, Generation, Segmentation, make_task
     from netsmith.core.zoo import ZooEntry, load_zoo, load_zoo_file
@@ -46,9 +48,11 @@ _HOME = {
     "core.channels": ("WidthGroups", "permute", "resize", "width_groups"),
     "core.data": ("Splits", "open_data", "probe_set"),
     "core.engine": ("TrainSettings", "evaluate", "train"),
+    "core.export": ("Exported", "export"),
     "core.folding": ("fold_batch_norms",),
     "core.graph": ("Chain", "Cut", "Layout", "Unit", "dissect"),
     "core.network": ("Network", "Preprocess", "load_source"),
+    "core.pretrained": ("from_pretrained", "push_to_hub", "save_pretrained"),
     "core.profile": ("Bound", "Budget", "count_macs", "count_params", "measure_latency", "memory_bytes"),
     "core.tasks": ("Classification", "Generation", "Segmentation", "make_task"),
     "core.zoo": ("ZooEntry", "load_zoo", "load_zoo_file"),
@@ -82,6 +86,7 @@ __all__ = [
     "Choice",
     "Classification",
     "Cut",
+    "Exported",
     "FitSettings",
     "Generation",
     "Layout",
@@ -113,8 +118,10 @@ __all__ = [
     "count_params",
     "dissect",
     "evaluate",
+    "export",
     "fit",
     "fold_batch_norms",
+    "from_pretrained",
     "get_score",
     "k_best",
     "load",
@@ -133,10 +140,12 @@ __all__ = [
     "permute",
     "plan_recipe",
     "probe_set",
+    "push_to_hub",
     "reassemble",
     "represent",
     "resize",
     "save_morphed",
+    "save_pretrained",
     "save_reassembled",
     "score",
     "score_names",

@@ -54,6 +54,14 @@ class ArtifactError(NetsmithError):
     """A folder is no artifact, or one that is truncated, altered, too new, or of another kind."""
 
 
+class ExportError(NetsmithError):
+    """A network cannot be written in a format, or what was written computes something else; nothing is left behind."""
+
+
+class HubError(NetsmithError):
+    """The Hugging Face Hub cannot be reached, has nothing of that name, or does not let you in."""
+
+
 class OutputError(NetsmithError):
     """The output folder exists, or cannot be written."""
 

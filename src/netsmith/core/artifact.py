@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -10,7 +12,7 @@ import platform
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -40,6 +42,9 @@ __all__ = [
     "read_manifest",
     "read_tensors",
     "save_artifact",
+    "saver",
+    "saver_of",
+    "staged",
     "verify",
     "write_json",
     "write_text",
@@ -55,9 +60,12 @@ _LIBRARIES = ("netsmith", "torch", "torchvision", "timm", "numpy", "safetensors"
 
 Loader = Callable[[Path], nn.Module]
 Builder = Callable[[Mapping[str, Any]], nn.Module]
+Saver = Callable[[nn.Module, Path, bool], Path]
 _L = TypeVar("_L", bound=Callable[..., nn.Module])
+_S = TypeVar("_S", bound=Callable[..., Path])
 _loaders: dict[str, Loader] = {}
 _builders: dict[str, Builder] = {}
+_savers: dict[str, Saver] = {}
 
 LOADERS = "netsmith.loaders"
 """Entry point group; an entry is called like the kind, and its module registers the loader with `loader`."""
@@ -73,10 +81,32 @@ class Sized(Protocol):
 
 
 def loader(kind: str) -> Callable[[_L], _L]:
-    """Decorator that registers the function which turns an artifact folder of `kind` into a module."""
+    """Decorator that registers the function which turns an artifact folder of `kind` into a module.
+
+    The module remembers the folder as `artifact_folder`, so that it can be saved or pushed again as it is.
+    """
 
     def register(function: _L) -> _L:
-        _loaders[kind] = function
+        @functools.wraps(function)
+        def loading(folder: Path, *arguments: Any, **named: Any) -> nn.Module:
+            module = function(folder, *arguments, **named)
+            module.artifact_folder = Path(folder)  # pyright: ignore[reportArgumentType]  no tensor, no module
+            return module
+
+        _loaders[kind] = loading
+        return loading  # pyright: ignore[reportReturnType]  of the same signature
+
+    return register
+
+
+def saver(kind: str) -> Callable[[_S], _S]:
+    """Decorator that registers the function which writes a module whose `artifact_kind` is `kind` to a folder.
+
+    It is called with the module, the folder, and whether an artifact there may be replaced.
+    """
+
+    def register(function: _S) -> _S:
+        _savers[kind] = function
         return function
 
     return register
@@ -104,6 +134,12 @@ def build(manifest: Mapping[str, Any]) -> nn.Module:
         raise ArtifactError(f"a network of kind '{kind}' cannot be built. {did_you_mean(kind, _builders)}")
     with torch.random.fork_rng(devices=[]):
         return _builders[kind](manifest).eval()
+
+
+def saver_of(kind: str) -> Saver | None:
+    """The function that writes modules of a kind; None for kinds that only what makes them can write."""
+    _bring(kind, _savers)
+    return _savers.get(kind)
 
 
 def _bring(kind: str, known: Mapping[str, object]) -> None:
@@ -149,25 +185,37 @@ def save_artifact(
     folder = Path(folder)
     clash = sorted(set(_RESERVED) & set(manifest))
     assert not clash, f"the manifest's own keys {clash} cannot be set from outside"
+    with staged(folder, overwrite) as temporary, named_os_errors(folder):
+        files = {}
+        for name, state in tensors.items():
+            assert _plain_name(name), f"{name!r} must be a plain *.safetensors file name"
+            assert name.endswith(".safetensors"), name
+            files[name] = _write(temporary / name, tensors_to_bytes(independent(state)))
+        files[CARD] = _write(temporary / CARD, card.encode("utf-8"))
+        record = {"schema": SCHEMA, "kind": kind, "versions": library_versions(), "files": files, **manifest}
+        record = json.loads(to_json(record))
+        record["sha256"] = _manifest_hash(record)
+        _write(temporary / MANIFEST, (to_json(record, indent=2) + "\n").encode("utf-8"))
+    return folder
+
+
+@contextlib.contextmanager
+def staged(folder: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A new folder under a temporary name beside `folder`, put in its place when the block ends well, else removed.
+
+    Raises:
+        OutputError: `folder` exists and may not be replaced, or cannot be written.
+    """
     check_output(folder, overwrite)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with named_os_errors(folder):
             temporary.mkdir(parents=True)
-            files = {}
-            for name, state in tensors.items():
-                assert _plain_name(name), f"{name!r} must be a plain *.safetensors file name"
-                assert name.endswith(".safetensors"), name
-                files[name] = _write(temporary / name, tensors_to_bytes(independent(state)))
-            files[CARD] = _write(temporary / CARD, card.encode("utf-8"))
-            record = {"schema": SCHEMA, "kind": kind, "versions": library_versions(), "files": files, **manifest}
-            record = json.loads(to_json(record))
-            record["sha256"] = _manifest_hash(record)
-            _write(temporary / MANIFEST, (to_json(record, indent=2) + "\n").encode("utf-8"))
+        yield temporary
+        with named_os_errors(folder):
             _swap(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return folder
 
 
 def _write(path: Path, data: bytes) -> dict[str, Any]:

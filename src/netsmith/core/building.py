@@ -32,7 +32,7 @@ def call(builder: Callable[..., nn.Module], what: str, options: Mapping[str, Any
 def downloading(source: Source, known: Facts) -> Iterator[None]:
     """Around code that may download: fail at once when offline, and say what was wanted and what to do instead."""
     if known.download_bytes:
-        offline = _offline(known.url or "")
+        offline = unreachable(known.url or "")
         if offline:
             raise SourceError(_cannot_download(source, known, offline))
     try:
@@ -55,7 +55,7 @@ def _cannot_download(source: Source, known: Facts, why: str) -> str:
     )
 
 
-def _offline(url: str) -> str:
+def unreachable(url: str) -> str:
     """Why a host cannot be reached, or `""`; the libraries themselves would try for most of a minute."""
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"} and "huggingface" in url:
         return "HF_HUB_OFFLINE is set"

@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 
 import huggingface_hub
 import timm
+import timm.data
 import timm.models
 import torch
 import torchvision.models as tv
@@ -66,6 +67,16 @@ def build(source: Source, *, pretrained: bool, seed: int, options: Mapping[str, 
     pretrained = pretrained and source.weights is None
     with seeded(seed):
         return _BUILD[source.scheme](source, known, pretrained, dict(options))
+
+
+def class_names(source: Source) -> tuple[str, ...]:
+    """What the outputs of a library's pretrained weights stand for, in order; empty where the library does not say."""
+    if source.weights is not None:
+        return ()  # a local file's classes are its own
+    if source.scheme == "torchvision":
+        return tuple(_tv_weights(source).meta["categories"])
+    subset = timm.data.infer_imagenet_subset(_timm_cfg(source.name).to_dict()) if source.scheme == "timm" else None
+    return tuple(timm.data.ImageNetInfo(subset).label_descriptions()) if subset else ()
 
 
 def state_values(source: Source, options: Mapping[str, Any], *, parameters: bool = False) -> int:

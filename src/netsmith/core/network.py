@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,10 @@ class Network:
     """What was asked of the function that builds it, beyond classes and input size."""
     task: str = "classification"
     """What the source says that it is for (see `core.tasks`)."""
+    classes: tuple[str, ...] = ()
+    """Names of its outputs, where an artifact tells them."""
+    sources: tuple[Provenance, ...] = ()
+    """Of an artifact: the networks whose weights it was made of."""
 
 
 def load_source(
@@ -146,13 +150,14 @@ def load_source(
         ArtifactError: an artifact folder is damaged.
     """
     size = None if input_size is None else _triple(input_size)
+    manifest: Mapping[str, Any] = {}
     parsed = None if isinstance(source, nn.Module) else parse_source(source, base)
     called = name or (type(source).__name__.lower() if parsed is None else speakable(parsed.default_name))
     if parsed is None:
         assert isinstance(source, nn.Module)
         known, model, weights_hash = Facts(mean=(0.0,), std=(1.0,)), source, None
     elif parsed.scheme == "artifact":
-        known, model, weights_hash = _open_artifact(parsed)
+        (known, model, manifest), weights_hash = _open_artifact(parsed), None
     else:
         known = facts(parsed, pretrained=pretrained)
         wanted = builder_options(parsed, known, num_classes, size, options, pretrained)
@@ -178,7 +183,15 @@ def load_source(
         ),
         options=dict(options or {}),
         task="segmentation" if dense else known.task,
+        classes=tuple(map(str, manifest.get("classes", ()))),
+        sources=provenance_of(manifest.get("provenance", ())),
     )
+
+
+def provenance_of(rows: Iterable[Mapping[str, Any]]) -> tuple[Provenance, ...]:
+    """What a manifest keeps under `provenance`, read back; keys that this release does not know are left out."""
+    known = {f.name for f in fields(Provenance)}
+    return tuple(Provenance(**{k: v for k, v in row.items() if k in known}) for row in rows if "source" in row)
 
 
 def _triple(size: Sequence[int]) -> tuple[int, int, int]:
@@ -192,7 +205,7 @@ def speakable(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
 
 
-def _open_artifact(source: Source) -> tuple[Facts, nn.Module, str | None]:
+def _open_artifact(source: Source) -> tuple[Facts, nn.Module, Mapping[str, Any]]:
     known = facts(source)
     manifest = artifact.read_manifest(source.name)
     if source.detail is not None and manifest["kind"] != "morph":
@@ -217,7 +230,7 @@ def _open_artifact(source: Source) -> tuple[Facts, nn.Module, str | None]:
     if manifest["kind"] == "morph":
         assert isinstance(model, artifact.Sized)
         model = model.at(1.0 if ratio is None else ratio)
-    return known, model, None
+    return known, model, manifest
 
 
 def _ratio(source: Source) -> float:

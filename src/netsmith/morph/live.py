@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from netsmith.core.pretrained import Pretrained
 from netsmith.core.profile import count_macs, count_params, format_count, measure_latency
 from netsmith.errors import BudgetError, MorphError
 from netsmith.morph.morphable import Morphable
@@ -39,7 +40,7 @@ class _Served:
     size: int  # bytes of its weights
 
 
-class MorphableModel(nn.Module):
+class MorphableModel(Pretrained, nn.Module):
     """One artifact, networks of any size.
 
     `model.at(0.5)`, `model.at(params=100_000)`, `model.at(macs=20e6)`, `model.at(latency_ms=3.0)` and
@@ -55,6 +56,11 @@ class MorphableModel(nn.Module):
         input_shape: of one input, without the batch.
         cache_mb: memory for the weights of networks that have been served.
     """
+
+    how_to_save = (
+        "Save what `make_morphable` gave: netsmith.save_morphed(result, FOLDER). Then "
+        "netsmith.push_to_hub(FOLDER, 'you/name') puts it to the Hugging Face Hub."
+    )
 
     def __init__(self, morphable: Morphable, input_shape: tuple[int, ...], *, cache_mb: float | int = 256) -> None:
         super().__init__()

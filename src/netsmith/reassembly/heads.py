@@ -78,36 +78,63 @@ def head_cost(chain: Chain, spec: HeadSpec) -> tuple[int, int]:
     return chain.head_params - before + new + spec.classes, chain.head_macs - weight.numel() + new
 
 
+class NoClassifier(nn.Identity):
+    """In the place of a classifier: what would reach it is the output. Remembers whether it was a convolution."""
+
+    def __init__(self, convolution: bool) -> None:
+        super().__init__()
+        self.convolution = convolution
+
+
 def build_head(chain: Chain, spec: HeadSpec, generator: torch.Generator) -> nn.Module:
     """The head of a spec: a copy of the chain's own; a new classifier is drawn at random, on the CPU."""
     if spec.kind == "pooled":
-        head: nn.Module = PooledHead(chain.cuts[-1].layout, spec.classes)
-        return _draw(head.classifier, generator, head)
+        return with_classifier(PooledHead(chain.cuts[-1].layout, max(spec.classes, 1)), spec, generator)
     head = copy.deepcopy(chain.head)
-    if not spec.fresh:
-        return head
-    old = _module_at(head, spec.path)
-    if isinstance(old, nn.Conv2d):
-        new: nn.Module = nn.Conv2d(spec.features, spec.classes, 1, dtype=old.weight.dtype)
+    return with_classifier(head, spec, generator) if spec.fresh else head
+
+
+def with_classifier(head: nn.Module, spec: HeadSpec, generator: torch.Generator) -> nn.Module:
+    """The head with a new classifier of `spec.classes` outputs, drawn at random; 0 leaves the classifier out.
+
+    The head is changed in place, and returned; only where it is nothing but the classifier, another one is.
+
+    Raises:
+        RecipeError: the head has no classifier where the spec says.
+    """
+    path = _path(spec)
+    old = _place(head, path)
+    convolution = old.convolution if isinstance(old, NoClassifier) else isinstance(old, nn.Conv2d)
+    like = next(old.parameters(), next(head.parameters(), torch.zeros(())))
+    make = {"device": like.device, "dtype": like.dtype}
+    new: nn.Module
+    if spec.classes == 0:
+        new = NoClassifier(convolution)
+    elif convolution:
+        new = _draw(nn.Conv2d(spec.features, spec.classes, 1, **make), generator)
     else:
-        new = nn.Linear(spec.features, spec.classes, dtype=old.weight.dtype)
+        new = _draw(nn.Linear(spec.features, spec.classes, **make), generator)
     new.train(old.training)
-    if not spec.path:
-        return _draw(new, generator, new)
-    parent, _, name = spec.path.rpartition(".")
+    if not path:
+        return new
+    parent, _, name = path.rpartition(".")
     setattr(head.get_submodule(parent), name, new)
-    return _draw(new, generator, head)
+    return head
+
+
+def _path(spec: HeadSpec) -> str:
+    return "classifier" if spec.kind == "pooled" else spec.path
 
 
 def classifier_of(head: nn.Module, spec: HeadSpec) -> nn.Linear | nn.Conv2d:
     """The classifier inside a head that `build_head` made."""
-    return _module_at(head, "classifier" if spec.kind == "pooled" else spec.path)
+    return _module_at(head, _path(spec))
 
 
 def head_features(head: nn.Module, spec: HeadSpec, x: Tensor) -> Float[Tensor, "n d"]:
     """What reaches the classifier when `x` enters the head. The head is left without hooks."""
     seen: list[Tensor] = []
-    handle = classifier_of(head, spec).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    handle = _place(head, _path(spec)).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
         head(x)
     finally:
@@ -294,23 +321,29 @@ def _is_classifier(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
 
 
-def _module_at(root: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
+def _place(root: nn.Module, path: str) -> nn.Linear | nn.Conv2d | NoClassifier:
     try:
         module = root.get_submodule(path)
     except AttributeError as error:
         raise RecipeError(f"the recipe's classifier '{path}' is not in the head: {error}") from error
-    if not isinstance(module, (nn.Linear, nn.Conv2d)):
+    if not isinstance(module, (nn.Linear, nn.Conv2d, NoClassifier)):
         raise RecipeError(
             f"the recipe's classifier '{path}' is a {type(module).__name__}, no linear layer or convolution"
         )
     return module
 
 
-def _draw(classifier: nn.Module, generator: torch.Generator, head: nn.Module) -> nn.Module:
-    assert isinstance(classifier, (nn.Linear, nn.Conv2d))
+def _module_at(root: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
+    module = _place(root, path)
+    if isinstance(module, NoClassifier):
+        raise RecipeError("the network's classifier was left out; give it one with reset_classifier(num_classes)")
+    return module
+
+
+def _draw(classifier: nn.Linear | nn.Conv2d, generator: torch.Generator) -> nn.Module:
     bound = 1 / math.sqrt(classifier.weight.shape[1])
     with torch.no_grad():
         for parameter in classifier.parameters():
             fresh = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
             parameter.copy_(fresh)
-    return head
+    return classifier

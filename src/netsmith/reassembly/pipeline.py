@@ -15,6 +15,7 @@ from netsmith.core.data import Splits
 from netsmith.core.engine import Progress, TrainResult, TrainSettings
 from netsmith.core.network import Network
 from netsmith.core.profile import Budget
+from netsmith.reassembly.facts import facts_of
 from netsmith.reassembly.parents import Parent
 from netsmith.reassembly.partition import Partition
 from netsmith.reassembly.recipe import FitSpec, Recipe
@@ -133,6 +134,17 @@ def reassemble(
     ranked = run.rank(found, style, init, spec, fit_images, score, also, score_images, latency_batch)
     chosen, module, training, stitched = run.finish(ranked, init, finalists, finetune, trainable, checkpoints)
     accuracy, members = run.measure(module, stitched, training is not None)
+    module.facts = facts_of(
+        chosen.recipe,
+        run.parents,
+        module,
+        counts=(chosen.params, chosen.macs),
+        budget=run.budget,
+        accuracy=accuracy,
+        classes=data.classes,
+        data=data.name,
+        seed=seed,
+    )
     return Reassembled(
         module=module,
         recipe=chosen.recipe,

@@ -42,6 +42,7 @@ class Summary(_Record):
     """`summary.json` of a reassembly (schema 1).
 
     `params` and `macs` count the whole assembled network, adapters and head included; `seconds` has one entry a step.
+    `licence` joins those of the networks that it is made of; `commercial` is False where one forbids commercial use.
     """
 
     kind: Literal["reassembly"] = "reassembly"
@@ -53,6 +54,8 @@ class Summary(_Record):
     accuracy: Accuracy
     zoo: list[Member]
     seconds: dict[str, float]
+    licence: str | None = None
+    commercial: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; the field `schema_` is called `schema` there."""

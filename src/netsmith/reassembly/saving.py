@@ -5,20 +5,27 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from netsmith.core.artifact import builder, library_versions, loader, read_manifest, read_tensors, save_artifact
+from netsmith.core.artifact import (
+    builder,
+    library_versions,
+    loader,
+    read_manifest,
+    read_tensors,
+    save_artifact,
+    saver,
+)
 from netsmith.core.graph import Unit
 from netsmith.core.output import to_json, write_json, write_text
-from netsmith.core.profile import format_count
 from netsmith.core.weights import load_state
 from netsmith.errors import ArtifactError
 from netsmith.reassembly.adapters import spec_cost
+from netsmith.reassembly.facts import KEPT, card, manifest_of
 from netsmith.reassembly.heads import head_cost
 from netsmith.reassembly.parents import Parent, rebuild
 from netsmith.reassembly.pipeline import Reassembled
@@ -55,32 +62,20 @@ def save_reassembled(
     result: Reassembled, folder: Path, *, config: Mapping[str, Any] | None = None, overwrite: bool = False
 ) -> Path:
     """Write the chosen network as an artifact, which is itself a source; returns the folder. Raises OutputError."""
-    chosen, used = _chosen(result), {ref.name for ref in result.recipe.networks}
-    sources = [p for p in result.parents if p.name in used]
-    manifest = {
-        "name": "reassembled",
-        "recipe": result.recipe,
-        "num_classes": result.recipe.num_classes,
-        "classes": list(result.classes),
-        "preprocess": next(p for p in sources if p.name == result.recipe.stem).network.preprocess.to_json(),
-        "params": chosen.params,
-        "macs": chosen.macs,
-        "budget": _budget(result),
-        "data": result.data_name,
-        "seed": result.seed,
-        "provenance": [asdict(p.network.provenance) for p in sources],
-        "licence": _licence(sources),
-        "commercial": _commercial(sources),
-        "metrics": {"split": "test", **{f"accuracy_{k}": v for k, v in result.accuracy.items()}},
-        "config": dict(config or {}),
-    }
+    result.module.facts = {**result.module.facts, "config": dict(config or {})}
+    return save_assembled(result.module, folder, overwrite)
+
+
+@saver(KIND)
+def save_assembled(module: Assembled, folder: Path, overwrite: bool = False) -> Path:
+    """Write any assembled network as an artifact; measures of other weights than its own are left out.
+
+    Raises OutputError.
+    """
+    manifest = manifest_of(module.recipe, module, module.facts)
+    tensors = {WEIGHTS: module.state_dict()}
     return save_artifact(
-        folder,
-        kind=KIND,
-        tensors={WEIGHTS: result.module.state_dict()},
-        manifest=manifest,
-        card=_card(result, chosen, sources),
-        overwrite=overwrite,
+        folder, kind=KIND, tensors=tensors, manifest=manifest, card=card(manifest), overwrite=overwrite
     )
 
 
@@ -95,8 +90,10 @@ def load_reassembled(folder: Path, *, networks: Mapping[str, nn.Module] | None =
         RecipeError: the recipe cannot be read, or needs a module that is not in `networks`.
         WeightsError: the weights do not fit what was built.
     """
-    module = build_reassembled(read_manifest(folder, KIND), networks=networks)
+    manifest = read_manifest(folder, KIND)
+    module = build_reassembled(manifest, networks=networks)
     load_state(module, read_tensors(folder, WEIGHTS), str(Path(folder) / WEIGHTS))
+    module.facts = {key: manifest[key] for key in KEPT if key in manifest}
     return module.eval()
 
 
@@ -125,6 +122,8 @@ def summary_of(result: Reassembled) -> Summary:
             for p in result.parents
         ],
         seconds=result.seconds,
+        licence=result.module.facts["licence"],
+        commercial=result.module.facts["commercial"],
     )
 
 
@@ -314,18 +313,6 @@ def _parts(result: Reassembled) -> list[Part]:
     return parts
 
 
-def _licence(sources: list[Parent]) -> str | None:
-    known = dict.fromkeys(p.network.provenance.licence for p in sources)
-    return " AND ".join(name or "not stated" for name in known) if any(known) else None
-
-
-def _commercial(sources: list[Parent]) -> bool | None:
-    allowed = [p.network.provenance.commercial for p in sources]
-    if any(a is False for a in allowed):
-        return False
-    return True if all(allowed) else None
-
-
 def _processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -334,39 +321,3 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def _card(result: Reassembled, chosen: Candidate, sources: list[Parent]) -> str:
-    size = "x".join(map(str, result.recipe.input.input_size))
-    numbers = {name: f"{100 * value:.2f}%" for name, value in result.accuracy.items() if value is not None}
-    lines = [
-        "# Reassembled network",
-        "",
-        f"{' + '.join(str(b) for b in result.recipe.blocks)}: {format_count(chosen.params)} parameters, "
-        f"{format_count(chosen.macs)} MACs an image of {size}, {result.recipe.num_classes} classes.",
-        "",
-        f"- budget: {result.budget}",
-        *(f"- test accuracy, {name}: {value} ({result.data_name})" for name, value in numbers.items()),
-        f"- licence: {_licence(sources) or 'not stated by the sources'}",
-    ]
-    if _commercial(sources) is False:
-        lines.append("- **non-commercial**: a source forbids commercial use, and so the result must not be used so")
-    lines += ["", "## Recipe", "", "```", str(result.recipe), "```", "", "## Sources", ""]
-    for parent in sources:
-        about = parent.network.provenance
-        lines.append(
-            f"- `{parent.name}`: `{about.source}`, sha256 `{about.sha256}`, licence {about.licence or 'not stated'}"
-            + (f", {about.url}" if about.url else "")
-        )
-    lines += [
-        "",
-        "## How to load",
-        "",
-        "```python",
-        "import netsmith",
-        "",
-        'model = netsmith.load("THIS_FOLDER")  # a plain torch module, in eval mode',
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
