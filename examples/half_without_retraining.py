@@ -40,6 +40,8 @@ def main(folder: Path) -> None:
     small = result.model.at(params=30_000)
     print(f"the widest within 30,000 params has {netsmith.count_params(small):,d}")
     netsmith.save_morphed(result, folder / "any_width", overwrite=True)
+    netsmith.export(netsmith.load_source(f"{folder / 'any_width'}@0.5"), folder / "half.onnx", overwrite=True)
+    print("wrote half.onnx")
 
 
 if __name__ == "__main__":

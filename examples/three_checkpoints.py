@@ -43,6 +43,11 @@ def main(folder: Path) -> None:
     model = netsmith.load(folder / "reassembled")  # a plain torch module
     print(f"{netsmith.count_params(model):,d} params within 600,000")
 
+    network = netsmith.load_source(str(folder / "reassembled"))
+    netsmith.export(network, folder / "reassembled.onnx", overwrite=True)  # checked in onnxruntime
+    netsmith.export(network, folder / "reassembled.pt2", overwrite=True)
+    print("wrote reassembled.onnx and reassembled.pt2, which need no Netsmith to run")
+
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/examples"))

@@ -18,7 +18,7 @@ SOURCES = {"own": f"py:{HERE / 'my_net.py'}:build", "resnet": "timm:resnet10t", 
 OPTIONS = {"mobilenet": {"width_mult": 0.5}}
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 IMAGES: dict[str, Any] = {"num_classes": 4, "input_size": (3, 32, 32), "mean": MEAN, "std": STD}
-TRAINING = netsmith.TrainSettings(epochs=4, batch_size=32, lr=2e-3, optimizer="adamw", seed=0)
+TRAINING = netsmith.TrainSettings(epochs=8, batch_size=32, lr=2e-3, optimizer="adamw", seed=0)
 
 
 def trained(data: netsmith.Splits, folder: Path) -> list[netsmith.Network]:

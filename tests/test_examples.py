@@ -11,8 +11,8 @@ import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SAYS = {
-    "three_checkpoints.py": "params within 600,000",
-    "half_without_retraining.py": "the widest within 30,000 params has",
+    "three_checkpoints.py": "reassembled.onnx and reassembled.pt2",
+    "half_without_retraining.py": "wrote half.onnx",
     "phone_and_server.py": "while the size changed 20 times",
     "same_layers.py": "is most like resnet",
 }
