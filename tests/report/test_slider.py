@@ -164,9 +164,32 @@ def test_many_groups_are_a_silhouette_with_words_for_it(tmp_path, morphed):
     page = Page(path.read_text())
     shape = next(a for _, a in page.tags if a.get("class") == "shape")
     assert shape["role"] == "img"
-    assert shape["aria-label"] == "The shape of the network at 0.5× its width: 160 groups, 8 to 326 channels."
+    assert shape["aria-label"] == "The shape of the network at 0.5× its width: 160 groups, 8 to 326 wide."
     tips = json.loads(page.scripts[0])["tips"]
     assert "block7.conv\n44 channels in the base network" in tips
+
+
+def test_heads_have_a_scale_of_their_own(tmp_path, morphed):
+    morphed[1]["space"]["groups"][1].update(name="attn.qkv", width=3, kind="heads")
+    slider = slider_of(tmp_path, morphed)
+    assert slider.lanes[1].unit == "heads"
+    assert slider.lanes[1].share(3) == pytest.approx(0.5)
+    assert slider.lanes[8].share(64) == 1.0
+    assert stop_at(slider, 0.5).widths[1] == 2
+    page = Page(write_report(tmp_path).read_text())
+    assert "attn.qkv 2 of 3 heads" in page.text
+    assert "Attention heads have a scale of their own." in page.text
+
+
+def test_a_measured_width_that_was_fitted_belongs_to_the_fitted_range(tmp_path, morphed):
+    # a group of three channels has one of them at 0.25 and at 1/3 of its width
+    morphed[1]["space"]["fitted"] = [1 / 3, 1.0]
+    slider = slider_of(tmp_path, morphed)
+    assert slider.fitted == (0.25, 1.0)
+    assert stop_at(slider, 0.3).fitted
+    assert not stop_at(slider, 0.2).fitted
+    page = Page(write_report(tmp_path).read_text())
+    assert "resnet20 at any width from 0.25× to 1×" in page.text
 
 
 def test_without_a_morph_space_the_recorded_widths_are_the_lanes(tmp_path, morphed):

@@ -266,6 +266,19 @@ class MorphResults:
         return self.summary.floor if given.test is None and given.validation is None else given
 
     @property
+    def fitted(self) -> tuple[float, float] | None:
+        """The lowest and highest fitted ratio; None where the file does not say.
+
+        Widths are whole numbers, so a group of few channels may be at the end of its range at more than one ratio:
+        a measured width that was fitted belongs to the range.
+        """
+        span = self.details.space.fitted
+        if span is None or span[0] is None or span[1] is None:
+            return None
+        inside = [w.ratio for w in self.widths if w.fitted and w.ratio is not None]
+        return min([span[0], *inside]), max([span[1], *inside])
+
+    @property
     def artifact_bytes(self) -> float | None:
         """The artifact's size."""
         given = self.details.artifact.bytes

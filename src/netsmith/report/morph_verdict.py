@@ -118,9 +118,9 @@ def _counts(results: MorphResults) -> str:
 
 
 def _title(results: MorphResults) -> str:
-    name, fitted = results.details.base.name, results.details.space.fitted
+    name, fitted = results.details.base.name, results.fitted
     whose = f"{name}, its last block" if results.details.space.mode == "last_block" else name
-    if fitted is None or None in fitted:
+    if fitted is None:
         return f"{whose} at any width"
     return f"{whose} at any width from {width_text(fitted[0])} to {width_text(fitted[1])}"
 

@@ -208,7 +208,8 @@ def draw_lines(plot: Plot, width: float, height: float, *, font: float = 12.0) -
         long = text_width(r.text, font)
         start = left + 6 if plot.named_left else right - long
         taken.append((start, r.text_y - font, start + long, r.text_y + 3))
-    labels = place(named, taken, (left, top, right, bottom), size=font, above=True)
+    gap = 11.0 if any(s.ring for s in plot.series) else 9.0  # rings are the larger marks
+    labels = place(named, taken, (left, top, right, bottom), size=font, gap=gap, above=True)
     x_ticks = x.ticks(lambda v: formats.short(plot.x_text(v)), most=max(4, int(width // 110)))
     return Lines(
         width=width,

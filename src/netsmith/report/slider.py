@@ -11,7 +11,7 @@ from typing import Any
 from netsmith.report import formats
 from netsmith.report.family import OWN, split_of, width_text
 from netsmith.report.metric import Metric
-from netsmith.report.morph_results import MorphResults, WidthRecord
+from netsmith.report.morph_results import GroupRecord, MorphResults, WidthRecord
 from netsmith.report.scale import Axis
 from netsmith.report.series import Dot, Lines, Plot, Series, draw_lines
 from netsmith.report.tips import Tips
@@ -24,15 +24,19 @@ _AMOUNTS = ("params", "macs", "latency_ms")
 
 @dataclass(frozen=True)
 class Lane:
-    """A width group as a bar; `outline` is the base network's width over the widest thing drawn, 0..1.
-
-    A bar without a name beside it has a `tip`.
+    """A width group as a bar. `scale` is the width that fills the lane: that of the widest thing drawn, but attention
+    heads (`unit`) have a scale of their own, for one head is many channels. A bar without a name beside it has a `tip`.
     """
 
     name: str
     base: float | None
-    outline: float
+    unit: str
+    scale: float
     tip: int | None
+
+    def share(self, width: formats.Real | None) -> float:
+        """How much of the lane a width takes, 0..1."""
+        return (width or 0.0) / self.scale
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Stop:
     def shape(self) -> str:
         """All widths in a sentence, for those who hear it."""
         known = [w for w in self.widths if w is not None]
-        span = f"{min(known):,} to {max(known):,} channels" if known else "widths not recorded"
+        span = f"{min(known):,} to {max(known):,} wide" if known else "widths not recorded"
         groups = formats.plural(len(self.widths), "group")
         return f"The shape of the network at {self.texts['ratio']} its width: {groups}, {span}."
 
@@ -75,7 +79,6 @@ class Slider:
     start: int
     stops: tuple[Stop, ...]
     lanes: tuple[Lane, ...]
-    widest: int
     amounts: tuple[tuple[str, str], ...]
     fitted: tuple[float, float]
     chart: Lines | None
@@ -104,10 +107,13 @@ class Slider:
     @property
     def digits(self) -> int:
         """Letters of the longest count, so that nothing moves while the slider does."""
-        return max(
-            (len(f"{self.widest:,} of {formats.exact(lane.base)}") for lane in self.lanes),
-            default=0,
-        )
+        longest = max((w for s in self.stops for w in s.widths if w is not None), default=0)
+        return max((len(f"{longest:,} of {formats.exact(lane.base)} {lane.unit}") for lane in self.lanes), default=0)
+
+    @property
+    def scales(self) -> int:
+        """How many scales the lanes have."""
+        return len({lane.unit for lane in self.lanes})
 
     @property
     def marks(self) -> list[tuple[int, float, Stop]]:
@@ -125,7 +131,7 @@ class Slider:
         """What the page's script needs."""
         return {
             "first": self.first,
-            "widest": self.widest,
+            "scales": [lane.scale for lane in self.lanes],
             "stops": [
                 {
                     "state": s.state,
@@ -187,12 +193,12 @@ def _share_text(value: float | None, base: float | None, largest: float) -> str:
     return f"{100 * value / base:.0f}% of the base" if base else f"{100 * value / largest:.0f}% of the largest"
 
 
-def _channels(record: WidthRecord, name: str, base: float | None) -> float | None:
+def _channels(record: WidthRecord, group: GroupRecord) -> float | None:
     """A group's channels: as they were recorded, else what the ratio makes of the base's."""
-    found = record.widths.get(name)
-    if found is not None or base is None or record.ratio is None:
+    found = record.widths.get(group.name)
+    if found is not None or group.width is None or record.ratio is None:
         return found
-    return max(1.0, float(round(record.ratio * base)))
+    return max(1.0, float(round(record.ratio * group.width)))
 
 
 @dataclass(frozen=True)
@@ -203,14 +209,14 @@ class _Maker:
     split: str
     metric: Metric
     records: tuple[WidthRecord, ...]
-    names: tuple[tuple[str, float | None], ...]
+    groups: tuple[GroupRecord, ...]
     amounts: tuple[str, ...]
     x: Axis | None
     y: Axis | None
 
     def fitted(self, ratio: float, records: Sequence[WidthRecord]) -> bool:
-        span = self.results.details.space.fitted
-        if len(records) > 1 and span is not None and span[0] is not None and span[1] is not None:
+        span = self.results.fitted
+        if len(records) > 1 and span is not None:
             return span[0] - 1e-6 <= ratio <= span[1] + 1e-6
         return all(r.fitted for r in records)
 
@@ -242,7 +248,7 @@ class _Maker:
             texts[name] = _exact(name, amount) if measured else _rough(name, amount)
             texts[f"{name}-share"] = _share_text(amount, base, self._largest(name))
             shares[name] = min((amount or 0.0) / (base or self._largest(name)), 1.0)
-        channels = [_between(_channels(low, n, base), _channels(high, n, base), share, None) for n, base in self.names]
+        channels = [_between(_channels(low, g), _channels(high, g), share, None) for g in self.groups]
         x, y = self.x, self.y
         return Stop(
             ratio,
@@ -266,13 +272,27 @@ class _Maker:
         return max((getattr(r, name) or 0.0 for r in self.records), default=0.0) or 1.0
 
 
-def _lanes(results: MorphResults) -> tuple[tuple[str, float | None], ...]:
-    """`(name, base width)` of the groups in the order of the network; without a morph space, as widths name them."""
-    groups = results.details.space.groups
-    if groups:
-        return tuple((g.name, g.width) for g in groups)
+def _groups(results: MorphResults) -> tuple[GroupRecord, ...]:
+    """The groups in the order of the network; without a morph space, those that the measured widths name."""
+    if results.details.space.groups:
+        return results.details.space.groups
     full = next((w.widths for w in results.widths if w.ratio == 1.0), {})
-    return tuple((n, full.get(n)) for n in dict.fromkeys(n for w in results.widths for n in w.widths))
+    names = dict.fromkeys(n for w in results.widths for n in w.widths)
+    return tuple(GroupRecord(name=n, width=full.get(n)) for n in names)
+
+
+def _lanes(groups: Sequence[GroupRecord], stops: Sequence[Stop], tips: Tips) -> tuple[Lane, ...]:
+    units = ["heads" if g.kind == "heads" else "" for g in groups]
+    widest = dict.fromkeys(units, 1.0)
+    for i, (g, unit) in enumerate(zip(groups, units, strict=True)):
+        widest[unit] = max(widest[unit], g.width or 0.0, *(float(s.widths[i] or 0) for s in stops))
+    if "" in widest and "heads" in widest:
+        widest["heads"] *= 2  # half of a lane, among lanes of channels
+    many = len(groups) > _NAMED
+    return tuple(
+        Lane(g.name, g.width, unit, widest[unit], tips.add(g.name, _base_text(g.width, unit)) if many else None)
+        for g, unit in zip(groups, units, strict=True)
+    )
 
 
 def _chart(results: MorphResults, records: Sequence[WidthRecord], split: str, tips: Tips) -> Lines | None:
@@ -296,8 +316,8 @@ def _chart(results: MorphResults, records: Sequence[WidthRecord], split: str, ti
     return draw_lines(plot, 340.0, 230.0, font=11.0)
 
 
-def _base_text(base: float | None) -> str:
-    return "" if base is None else f"{formats.exact(base)} channels in the base network"
+def _base_text(base: float | None, unit: str) -> str:
+    return "" if base is None else f"{formats.exact(base)} {unit or 'channels'} in the base network"
 
 
 def _start(records: dict[int, WidthRecord]) -> int:
@@ -314,33 +334,21 @@ def draw_slider(results: MorphResults, tips: Tips) -> Slider | None:
     records = tuple(by_ratio[r] for r in sorted(places.values()))
     if len(records) < 2:
         return None
-    split, names = split_of(results), _lanes(results)
+    split, groups = split_of(results), _groups(results)
     amounts = tuple(a for a in _AMOUNTS if any(getattr(r, a) is not None for r in records))
     chart = _chart(results, records, split, tips)
     x, y = (chart.x_axis, chart.y_axis) if chart else (None, None)
-    maker = _Maker(results, split, results.metric, records, names, amounts, x, y)
+    maker = _Maker(results, split, results.metric, records, groups, amounts, x, y)
     first, last = min(places), max(places)
     stops = tuple(maker.at(places.get(k, k * step)) for k in range(first, last + 1))
-    widest = max((w for s in stops for w in s.widths if w is not None), default=0)
-    widest = max(widest, *(round(base) for _, base in names if base is not None), 1)
-    span = results.details.space.fitted
-    ends = (records[0].ratio or 0.0, records[-1].ratio or 0.0)
-    lanes = tuple(
-        Lane(n, base, (base or 0.0) / widest, tips.add(n, _base_text(base)) if len(names) > _NAMED else None)
-        for n, base in names
-    )
     titles = {"params": "Params", "macs": "MACs", "latency_ms": "Latency"}
     return Slider(
         step=step,
         first=first,
         start=_start({k: by_ratio[r] for k, r in places.items()}),
         stops=stops,
-        lanes=lanes,
-        widest=widest,
+        lanes=_lanes(groups, stops, tips),
         amounts=tuple((a, titles[a]) for a in amounts),
-        fitted=(
-            ends[0] if span is None or span[0] is None else span[0],
-            ends[1] if span is None or span[1] is None else span[1],
-        ),
+        fitted=results.fitted or (stops[0].ratio, stops[-1].ratio),
         chart=chart,
     )

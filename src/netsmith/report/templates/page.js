@@ -70,7 +70,7 @@
   // ---- the slider over width: every place of it was worked out beforehand, here it is only shown
   const dial = document.querySelector(".dial");
   if (dial && data.slider) {
-    const { first, widest, stops } = data.slider;
+    const { first, scales, stops } = data.slider;
     const input = dial.querySelector("input");
     const section = dial.closest("section");
     const reading = document.getElementById("reading");
@@ -88,7 +88,7 @@
       for (const bar of section.querySelectorAll("[data-share]")) bar.style.width = `${100 * stop.shares[bar.dataset.share]}%`;
       lanes.forEach(([bar, count], i) => {
         const width = stop.widths[i];
-        bar.style.width = `${100 * (width ?? 0) / widest}%`;
+        bar.style.width = `${100 * (width ?? 0) / scales[i]}%`;
         if (count) count.textContent = width === null ? "–" : width.toLocaleString("en");
       });
       if (shape && stop.shape) shape.setAttribute("aria-label", stop.shape);
