@@ -22,6 +22,8 @@ def test_the_verbs_are_those_of_this_release():
         "reassemble",
         "morph",
         "sample",
+        "explore",
+        "export",
         "train",
         "evaluate",
         "dissect",

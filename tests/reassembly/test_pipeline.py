@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import netsmith
+from netsmith.core.artifact import read_manifest
 from netsmith.core.cache import Cache
 from netsmith.core.data import open_data
 from netsmith.core.network import load_source
 from netsmith.core.profile import Budget, count_macs, count_params
 from netsmith.core.settings import TrainSettings
 from netsmith.errors import ArtifactError, BudgetError, PartitionError, RecipeError, ZooError
+from netsmith.reassembly.facts import facts_of
 from netsmith.reassembly.pipeline import reassemble
 from netsmith.reassembly.recipe import Recipe
 from netsmith.reassembly.results import Summary
@@ -104,6 +108,40 @@ def test_what_is_saved_loads_and_computes_the_same(result, tmp_path):
     card = (tmp_path / "artifact" / "README.md").read_text()
     assert str(result.recipe.blocks[0]) in card
     assert "netsmith.load" in card
+    assert "- budget: " in card
+    assert "150k" in card
+    assert f"- test accuracy, stitched: {100 * result.accuracy['stitched']:.2f}% (digits)" in card
+    for parent in result.parents:
+        used = parent.name in {ref.name for ref in result.recipe.networks}
+        assert (f"sha256 `{parent.network.provenance.sha256}`" in card) == used
+
+
+def test_one_non_commercial_source_makes_the_result_so(result):
+    limits = {"plain": ("apache-2.0", True), "vit": ("cc-by-nc-4.0", False), "residual": (None, None)}
+    parents = [
+        replace(p, network=replace(p.network, provenance=replace(p.network.provenance, licence=a, commercial=b)))
+        for p in result.parents
+        for a, b in [limits[p.name]]
+    ]
+    about = {"counts": (1, 1), "budget": Budget(), "accuracy": {}, "classes": (), "data": "x", "seed": 0}
+    facts = facts_of(result.recipe, parents, result.module, **about)
+    assert [row["source"] for row in facts["provenance"]] == ["netsmith:small_vit", "netsmith:plain_cnn"]
+    assert (facts["licence"], facts["commercial"]) == ("cc-by-nc-4.0 AND apache-2.0", False)
+    assert result.module.facts["commercial"] is None, "nothing is known of these"
+
+
+def test_weights_that_were_not_measured_claim_no_accuracy(result, tmp_path):
+    module = copy.deepcopy(result.module)
+    module.save_pretrained(tmp_path / "same")
+    with torch.no_grad():
+        module.get_classifier().bias[0] += 1
+    module.save_pretrained(tmp_path / "changed")
+    for name, measured in (("same", True), ("changed", False)):
+        manifest = read_manifest(tmp_path / name)
+        assert ("accuracy_stitched" in manifest["metrics"]) == measured
+        assert manifest["params"] == count_params(module)
+        card = (tmp_path / name / "README.md").read_text()
+        assert ("accuracy: not measured with these weights" in card) != measured
 
 
 def test_the_summary_keeps_its_contract(result, tmp_path):

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from netsmith import __version__
 from netsmith.errors import did_you_mean
 
-from . import compare, demo, dissect, evaluate, explore, morph, presets, reassemble, report, sample, train, zoo
+from . import compare, demo, dissect, evaluate, explore, export, morph, presets, reassemble, report, sample, train, zoo
 from .console import Console, start_logging, stop_logging
 from .failures import INTERRUPTED, USER_ERROR, interrupted_message, message_of
 from .parser import Parser, UsageError, examples
 from .session import Session
 
-VERBS = (demo, reassemble, morph, sample, explore, train, evaluate, dissect, compare, zoo, presets, report)
+VERBS = (demo, reassemble, morph, sample, explore, export, train, evaluate, dissect, compare, zoo, presets, report)
 
 _DESCRIPTION = "Turns the trained networks you have into the network you need."
 

@@ -31,6 +31,18 @@ def load_network(
     return network
 
 
+def resized_norms(source: str, network: Network) -> bool:
+    """Whether a source is an artifact at a size (`DIR@0.5`) whose batch norms have the statistics of other widths."""
+    from netsmith.morph.recalibrating import has_statistics
+
+    parsed = parse_source(source)
+    if parsed.scheme != "artifact" or parsed.detail is None:
+        return False
+    if float(parsed.detail) == 1.0 and read_manifest(parsed.name)["generator"]["kind"] == "grid":
+        return False  # it is the base network
+    return has_statistics(network.model, network.preprocess.input_size)
+
+
 def recalibrate_sized(source: str, network: Network, splits: Splits, session: Session, *, seed: int = 0) -> bool:
     """Where a source is an artifact at a size (`DIR@0.5`) with batch norms: give them statistics of that size.
 
@@ -38,13 +50,9 @@ def recalibrate_sized(source: str, network: Network, splits: Splits, session: Se
     """
     from netsmith.morph.recalibrating import recalibrated
 
-    parsed = parse_source(source)
-    if parsed.scheme != "artifact" or parsed.detail is None:
+    if not resized_norms(source, network):
         return False
-    if float(parsed.detail) == 1.0 and read_manifest(parsed.name)["generator"]["kind"] == "grid":
-        return False  # it is the base network
-    if not recalibrated(network.model, splits, network.preprocess, seed=seed):
-        return False
+    recalibrated(network.model, splits, network.preprocess, seed=seed)
     session.console.note(f"{source}: statistics of batch norms estimated anew on training images of {splits.name}")
     return True
 

@@ -104,3 +104,6 @@ def show(summary: Summary, session: Session) -> None:
         ["network", ">params", ">MACs", "", f">{accuracy.split} accuracy"], rows, last=len(rows) - len(summary.zoo)
     )
     session.console.result("blocks: " + " -> ".join(summary.blocks))
+    session.console.result(f"licence of its sources: {summary.licence or 'none, or not stated'}")
+    if summary.commercial is False:
+        session.console.result("NON-COMMERCIAL: a source forbids commercial use, and so the result must not be used so")

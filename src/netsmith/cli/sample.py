@@ -1,7 +1,7 @@
 """One network out of a morphable artifact, at a ratio, at widths, or as wide as a budget allows.
 
-ARTIFACT is the folder that `netsmith morph` wrote. What comes out is a plain network: its weights as safetensors, and
-an artifact folder that is a source like any other.
+ARTIFACT is the folder that `netsmith morph` wrote. What comes out is a plain network: an artifact folder with its
+weights as safetensors, which is a source like any other; or, with --format, a file that runs without Netsmith.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .session import Session
 if TYPE_CHECKING:
     from torch import nn
 
+    from netsmith.core.network import Network
     from netsmith.morph.live import MorphableModel
 
 SUMMARY = "one network out of a morphable artifact, at a size"
@@ -32,6 +33,7 @@ EXAMPLES = (
         "netsmith sample runs/any_width/artifact --ratio 0.5 --data digits --out half",
         "with its batch norms recalibrated",
     ),
+    ("netsmith sample runs/any_width/artifact --ratio 0.5 --out half.onnx", "for onnxruntime; also .pt2"),
     ("netsmith sample runs/any_width/artifact --width layer3.2.conv1=24 --out odd", "one width, the others full"),
 )
 
@@ -57,21 +59,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-size", type=positive, metavar="N", help="side in pixels to which its images are resized"
     )
-    add_output(parser, required=True, what="folder for the network: weights.safetensors, manifest and card")
+    parser.add_argument(
+        "--format",
+        choices=("safetensors", "onnx", "pt2"),
+        help="onnx and pt2 run without Netsmith (see `netsmith export --help`); default: as --out ends, or safetensors",
+    )
+    add_output(
+        parser,
+        required=True,
+        what="folder for the network: weights.safetensors, manifest and card; or a file, such as half.onnx",
+    )
     add_common(parser, device=False)
 
 
 def run(arguments: argparse.Namespace, session: Session) -> int:
     """Load, read, save."""
+    from netsmith.core.export import check_out, export
     from netsmith.core.profile import count_macs, count_params, format_count
     from netsmith.morph.sample import Sampling
     from netsmith.morph.sampled import save_sampled
     from netsmith.morph.saving import load_morphed
 
+    from .export import show
     from .folder import check_folder
 
     request = _request(arguments)
-    check_folder(arguments.out, arguments.overwrite)
+    runnable = arguments.format or arguments.out.suffix[1:]
+    if runnable in ("onnx", "pt2"):
+        check_out(arguments.out, runnable, overwrite=arguments.overwrite)
+    else:
+        check_folder(arguments.out, arguments.overwrite)
     folder = Path(arguments.artifact)
     model = load_morphed(folder)
     widths = model.widths_for(**request)
@@ -82,15 +99,46 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     for warning in caught:
         session.console.note(f"warning: {warning.message}")
     statistics = recalibrate(network, model, widths, folder, arguments, session)
-    save_sampled(folder, network, widths, arguments.out, statistics=statistics, overwrite=arguments.overwrite)
     params, macs = count_params(network), count_macs(network, model.input_shape)
     full = model.morphable.space.full
     session.console.table(
         ["group", ">width", ">of"], [[name, str(width), str(full[name])] for name, width in widths.items()]
     )
     session.console.result(f"{format_count(params)} params, {format_count(macs)} MACs")
+    if runnable in ("onnx", "pt2"):
+        with session.console.progress() as bars:
+            made = export(
+                _described(network, folder),
+                arguments.out,
+                format=runnable,
+                overwrite=arguments.overwrite,
+                progress=bars,
+            )
+        show(made, session)
+        return 0
+    save_sampled(folder, network, widths, arguments.out, statistics=statistics, overwrite=arguments.overwrite)
     session.console.result(f"wrote {arguments.out}")
     return 0
+
+
+def _described(network: nn.Module, folder: Path) -> Network:
+    """A network that was read from an artifact, with what the artifact says of it."""
+    from netsmith.core.artifact import read_manifest
+    from netsmith.core.network import Network, Preprocess, Provenance, provenance_of
+    from netsmith.core.profile import count_params
+
+    manifest = read_manifest(folder)
+    return Network(
+        name=f"{manifest['name']}_{count_params(network)}",
+        source=str(folder),
+        model=network,
+        preprocess=Preprocess.from_json(manifest["preprocess"]),
+        num_classes=manifest["num_classes"],
+        provenance=Provenance(str(folder), licence=manifest.get("licence"), commercial=manifest.get("commercial")),
+        task=str(manifest.get("task", "classification")),
+        classes=tuple(map(str, manifest.get("classes", ()))),
+        sources=provenance_of(manifest.get("provenance", ())),
+    )
 
 
 def recalibrate(

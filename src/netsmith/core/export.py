@@ -25,7 +25,7 @@ from netsmith.core.profile import count_macs, count_params
 from netsmith.core.trial import shape_text
 from netsmith.errors import ExportError, OutputError, did_you_mean
 
-__all__ = ["BATCHES", "FORMATS", "TOLERANCE", "Exported", "export"]
+__all__ = ["BATCHES", "FORMATS", "TOLERANCE", "Exported", "check_out", "export"]
 
 FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors"}
 """Name and file ending of every format."""
@@ -108,16 +108,10 @@ def export(
         OutputError: `out` exists, or cannot be written.
     """
     out = Path(out)
-    kind = _format_of(out, format)
+    kind = check_out(out, format, overwrite=overwrite)
     if opset is not None and kind != "onnx":
         raise ExportError(f"opset is for ONNX only, and the format is {kind}: leave it out.")
-    if kind == "onnx":
-        exporters.require_onnx()
     place = _file if out.suffix == FORMATS[kind] else _folder
-    if place is _file:
-        _check_file(out, overwrite)
-    else:
-        check_output(out, overwrite)
     subject = subject_of(model, input_shape=input_shape, preprocess=preprocess, classes=classes, name=name)
     # a copy: capturing may touch caches and buffers, and the network may live on another device
     network = copy.deepcopy(subject.model).cpu().eval()
@@ -154,6 +148,21 @@ def export(
         difference=difference,
         facts=facts,
     )
+
+
+def check_out(out: Path, format: str | None = None, *, overwrite: bool = False) -> str:
+    """The format that `out` is to be written in, once it is sure that it can be; touches nothing.
+
+    Raises: as `export`, before anything is loaded.
+    """
+    kind = _format_of(out, format)
+    if kind == "onnx":
+        exporters.require_onnx()
+    if out.suffix == FORMATS[kind]:
+        _check_file(out, overwrite)
+    else:
+        check_output(out, overwrite)
+    return kind
 
 
 def _format_of(out: Path, given: str | None) -> str:
