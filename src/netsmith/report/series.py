@@ -203,7 +203,7 @@ def draw_lines(plot: Plot, width: float, height: float, *, font: float = 12.0) -
     taken = [(x(d.x) - 6, y(d.y) - 6, x(d.x) + 6, y(d.y) + 6) for dots in inside for d in dots]
     taken += [(a - 2, b - 2, a + 2, b + 2) for s in plot.series if s.joined for a, b in _along(s, x, y)]
     shown = [(v, text) for v, text in plot.levels if y.low <= v <= y.high]
-    dashed = references(shown, y, top, bottom)
+    dashed = references(shown, y, top - 10, bottom)  # a name may stand over the drawing, not on its own line
     for r in dashed:
         long = text_width(r.text, font)
         start = left + 6 if plot.named_left else right - long
