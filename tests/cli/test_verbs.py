@@ -106,6 +106,14 @@ def test_train_writes_an_artifact_that_is_a_source(trained, capsys):
     assert facts["batch"] == 4
 
 
+def test_the_artifact_of_a_training_names_its_classes_and_what_it_began_as(trained):
+    manifest = json.loads((trained / "artifact" / "manifest.json").read_text())
+    assert manifest["classes"] == [str(n) for n in range(10)]
+    (row,) = manifest["provenance"]
+    card = (trained / "artifact" / "README.md").read_text()
+    assert f"- `{TINY}`, sha256 `{row['sha256']}`, licence not stated" in card
+
+
 def test_a_finished_folder_is_not_replaced_unasked(trained, capsys):
     before = (trained / "summary.json").read_text()
     config = trained.parent / "tiny.yaml"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from netsmith.core.export_subject import Subject
+from netsmith.core.licences import licence_lines, source_lines
 from netsmith.core.profile import format_count
 from netsmith.core.trial import shape_text
 
@@ -33,7 +34,8 @@ def card(subject: Subject, kind: str, file: str, facts: Mapping[str, Any], diffe
         "",
         "## Sources and licence",
         "",
-        *licence_lines(subject),
+        *licence_lines(subject.licence, subject.commercial),
+        *source_lines(subject.sources),
         "",
         "## How to load",
         "",
@@ -65,19 +67,6 @@ def _class_lines(subject: Subject) -> list[str]:
     shown = ", ".join(subject.classes[:20])
     more = f", ... ({len(subject.classes)} in all, see export.json)" if len(subject.classes) > 20 else ""
     return [f"- classes, in order: {shown}{more}"]
-
-
-def licence_lines(subject: Subject) -> list[str]:
-    """The licence of the whole, and every source with its hash."""
-    lines = [f"- licence: {subject.licence or 'none, or not stated by the sources'}"]
-    if subject.commercial is False:
-        lines.append("- **non-commercial**: a source forbids commercial use, and so this must not be used so")
-    lines += [
-        f"- `{source.source}`, sha256 `{source.sha256}`, licence {source.licence or 'not stated'}"
-        + (f", {source.url}" if source.url else "")
-        for source in subject.sources
-    ]
-    return lines
 
 
 def _onnx(subject: Subject, file: str) -> list[str]:

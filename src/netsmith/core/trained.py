@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from netsmith.core.artifact import builder, loader, read_manifest, read_tensors, save_artifact
-from netsmith.core.network import Network, load_source
+from netsmith.core.licences import licence_lines, source_lines
+from netsmith.core.network import Network, load_source, provenance_of
 from netsmith.core.sources import parse_source
 from netsmith.core.weights import load_state
 from netsmith.errors import ArtifactError, SourceError
@@ -48,6 +49,7 @@ def save_network(
         "source": built_from,
         "options": built_with,
         "num_classes": network.num_classes,
+        "classes": list(network.classes),
         "task": network.task,
         "preprocess": network.preprocess.to_json(),
         **counts,
@@ -151,7 +153,11 @@ def _card(manifest: Mapping[str, Any]) -> str:
             f"- {key}: {value:.4f}" if isinstance(value, float) else f"- {key}: {value}"
             for key, value in manifest["metrics"].items()
         ),
-        f"- licence of the weights it began with: {manifest['licence'] or 'none, or not stated'}",
+        *licence_lines(manifest["licence"], manifest["commercial"]),
+        "",
+        "It began as:",
+        "",
+        *source_lines(provenance_of(manifest["provenance"])),
         "",
         "Written by Netsmith. The folder is a source:",
         "",

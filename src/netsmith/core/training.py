@@ -86,6 +86,7 @@ def train_entry(
         for part, images in (("validation", splits.validation), ("test", splits.test))
     }
     network.model.eval()
+    network.classes = tuple(splits.classes) if network.num_classes == len(splits.classes) else ()
     counts = {
         "params": count_params(network.model),
         "macs": count_macs(network.model, network.preprocess.input_size),

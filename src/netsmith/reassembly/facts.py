@@ -10,7 +10,8 @@ from torch import nn
 
 from netsmith.core.cache import digest
 from netsmith.core.libraries import facts
-from netsmith.core.network import Provenance
+from netsmith.core.licences import licence_lines, source_lines
+from netsmith.core.network import Provenance, provenance_of
 from netsmith.core.profile import Budget, count_macs, count_params, format_count
 from netsmith.core.sources import parse_source
 from netsmith.core.zoo import describe_source
@@ -151,7 +152,7 @@ def card(manifest: Mapping[str, Any]) -> str:
         "",
         "## Sources",
         "",
-        *(_source_line(row) for row in manifest["provenance"]),
+        *source_lines(provenance_of(manifest["provenance"])),
         "",
         "## How to load",
         "",
@@ -166,17 +167,3 @@ def card(manifest: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def licence_lines(licence: str | None, commercial: bool | None) -> list[str]:
-    """What a card says of the licence of the whole."""
-    lines = [f"- licence: {licence or 'not stated by the sources'}"]
-    if commercial is False:
-        lines.append("- **non-commercial**: a source forbids commercial use, and so the result must not be used so")
-    return lines
-
-
-def _source_line(row: Mapping[str, Any]) -> str:
-    limit = " (**non-commercial**)" if row["commercial"] is False else ""
-    where = f", {row['url']}" if row["url"] else ""
-    return f"- `{row['source']}`, sha256 `{row['sha256']}`, licence {row['licence'] or 'not stated'}{limit}{where}"
