@@ -8,6 +8,7 @@ import torch
 from morph_networks import morphable, space_of, tiny
 
 import netsmith
+from netsmith.core.channels import WidthGroup
 from netsmith.core.data import open_data
 from netsmith.core.network import load_source
 from netsmith.core.settings import TrainSettings
@@ -18,6 +19,7 @@ from netsmith.morph.pipeline import Morphed, default_keyframes, make_morphable
 from netsmith.morph.sample import Sampling, sample_tensors
 from netsmith.morph.sampled import load_sampled, save_sampled
 from netsmith.morph.saving import artifact_bytes, load_morphed, write_results
+from netsmith.morph.space import MorphSpace
 
 X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -156,3 +158,9 @@ def test_default_keyframes_end_at_the_range():
         found = default_keyframes(space_of(tiny(), (low, 1.0)))
         assert found["keyframes"] == pytest.approx(expected, abs=0.01)
         assert found["coarse"] == pytest.approx(low / 2, abs=0.07)
+
+
+def test_default_keyframes_end_at_the_group_that_goes_lowest():
+    groups = tuple(WidthGroup(f"g{n}", n, "inner", (), ()) for n in (3, 12))
+    space = MorphSpace("all", groups, {"g3": 1, "g12": 3}, {"g3": 3, "g12": 12})
+    assert default_keyframes(space) == {"keyframes": [1.0, 0.75, 0.5, 0.25], "coarse": 0.125}

@@ -97,8 +97,12 @@ class Stopwatch:
 
 
 def default_keyframes(space: MorphSpace) -> dict[str, Any]:
-    """For a grid: keyframes at 1, 3/4, the halves above the low end, and that; half of it for the coarse set."""
-    low = space.ratios[0]
+    """For a grid: keyframes at 1, 3/4, the halves above the low end, and that; half of it for the coarse set.
+
+    The low end is that of the group that goes lowest: a group of three heads ends at a third where others end at a
+    quarter, and a quarter is within the range all the same.
+    """
+    low = min(space.low[g.name] / g.width for g in space.groups)
     ratios = [1.0, 0.75, *(2.0**-k for k in range(1, 20))]
     return {"keyframes": [*(r for r in ratios if r > low * 1.2 or r == 1), min(low, 0.999)], "coarse": low / 2}
 
@@ -177,13 +181,14 @@ def make_morphable(
         made = make_generator(
             generator, prepared.model.state_dict(), space.groups, _settings(generator, settings, space)
         )
+        made.begin()
     morphable = Morphable(prepared.model, space, made, chain)
     check_split(morphable, prepared.example)
     judge = Judge(task, network, data, device, progress)
     floor = judge.both(lambda part: judge.floor(morphable, part))
-    result = None
     if ready is not None:
         ready(space)
+    result = None
     if training is not None:
         with watch.step("fit"):
             result = fit(
@@ -239,10 +244,10 @@ class Judge:
         """A plain network at a ratio, measured; `seed` draws the images by which batch norms are recalibrated."""
         widths = model.widths_for(ratio)
         plain = model.morphable.module(widths)
-        params, macs = model.sizes(widths)
         anew = not is_base(model.morphable, widths) and recalibrated(
             plain, self.data, self.network.preprocess, seed=seed, device=self.device
         )
+        params, macs = model.sizes(widths)
         took = measure_latency(plain, torch.zeros(1, *model.input_shape)) if latency else None
         metrics = self.both(lambda part: self.of(plain, part))
         return WidthResult(ratio, widths, params, macs, model.morphable.space.fitted(widths), metrics, took, anew)
