@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import zipfile
 
@@ -157,6 +158,24 @@ def test_what_is_there_is_replaced_only_when_asked(net, tmp_path):
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(OutputError, match="is a folder, where a file is to go"):
         export(net, tmp_path / "folder.safetensors", input_shape=SHAPE, overwrite=True)
+
+
+def test_a_data_file_beside_an_onnx_is_replaced_only_when_asked(net, tmp_path, monkeypatch):
+    def write(program, path, *_):
+        path.write_text("graph")
+        path.with_name(path.name + ".data").write_text("weights")
+
+    monkeypatch.setattr(exporters, "require_onnx", lambda: None)
+    monkeypatch.setattr(exporters, "write_onnx", write)
+    monkeypatch.setattr(exporters, "open_onnx", lambda path: lambda x: copy.deepcopy(net).eval()(x))
+    (tmp_path / "net.onnx.data").write_text("mine")
+    with pytest.raises(OutputError, match=r"net.onnx.data exists. Pass --overwrite"):
+        export(net, tmp_path / "net.onnx", input_shape=SHAPE)
+    assert (tmp_path / "net.onnx.data").read_text() == "mine"
+    assert traces(tmp_path) == ["net.onnx.data"]
+    made = export(net, tmp_path / "net.onnx", input_shape=SHAPE, overwrite=True)
+    assert [p.read_text() for p in made.files] == ["graph", "weights"]
+    assert made.bytes == len("graph") + len("weights")
 
 
 def test_the_network_stays_as_it_is(net, tmp_path):

@@ -16,6 +16,7 @@ from netsmith.core.artifact import read_manifest
 from netsmith.core.graph import dissect
 from netsmith.core.profile import count_macs, count_params
 from netsmith.errors import RecipeError, SourceError
+from netsmith.reassembly.adapters import resize_map
 from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.recipe import NetworkRef
 from netsmith.reassembly.stitch import Assembled, assemble, plan_recipe
@@ -122,6 +123,36 @@ def test_the_feature_extractor_of_timm_takes_it(net):
 def test_timm_reads_its_preprocessing(net):
     found = timm.data.resolve_model_data_config(net)
     assert (found["input_size"], found["mean"], found["std"]) == (INPUT.input_size, INPUT.mean, INPUT.std)
+
+
+class Resized(nn.Module):
+    """What an adapter does to a grid."""
+
+    def __init__(self, grid, mode) -> None:
+        super().__init__()
+        self.conv, self.grid, self.mode = nn.Conv2d(3, 4, 1), grid, mode
+
+    def forward(self, x):
+        return resize_map(self.conv(x), self.grid, self.mode)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "grid", "mode"),
+    [
+        ((14, 14), (8, 8), "pool"),
+        ((7, 7), (16, 16), "bilinear"),
+        ((7, 14), (9, 6), "mixed"),
+        ((7, 7), (4, 5), "sequence"),
+        ((4, 4), (7, 7), "sequence"),
+    ],
+)
+def test_every_way_to_match_a_grid_exists_in_onnx(size, grid, mode, tmp_path):
+    """Averages over windows that do not divide the map have no operator there."""
+    pytest.importorskip("onnxruntime")
+    made = netsmith.export(Resized(grid, mode), tmp_path / "r.onnx", input_shape=(3, *size))
+    assert made.output_shape == (4, *grid)
+    assert made.difference < 1e-5
 
 
 # --- the classifier ---------------------------------------------------------------------------------------------------

@@ -302,7 +302,10 @@ def _file(out: Path, ending: str, overwrite: bool) -> Iterator[Path]:
         yield scratch / out.name
         with named_os_errors(out):
             # the data file of a large ONNX first, so that what names it never stands alone
-            for path in sorted(scratch.iterdir(), key=lambda p: p.name == out.name):
+            made = sorted(scratch.iterdir(), key=lambda p: p.name == out.name)
+            for path in made:
+                _check_file(out.parent / path.name, overwrite)
+            for path in made:
                 path.replace(out.parent / path.name)
     finally:
         with suppress(OSError):

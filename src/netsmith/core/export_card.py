@@ -53,7 +53,7 @@ def _input_lines(subject: Subject) -> list[str]:
     how = subject.preprocess
     if how is None:
         return [*lines, "- preprocessing: not known; the network takes what it was trained on"]
-    channels = "RGB" if how.input_size[0] == 3 else f"of {how.input_size[0]} channels"
+    channels = {1: "grey", 3: "RGB"}.get(how.input_size[0], f"of {how.input_size[0]} channels")
     return [
         *lines,
         f"- images: {channels}, values in [0, 1], resized to {shape_text(how.input_size[1:])} ({how.interpolation}), "

@@ -78,7 +78,7 @@ def _not_captured(name: str, error: Exception) -> str:
 def write_onnx(
     program: torch.export.ExportedProgram, path: Path, metadata: Mapping[str, str], opset: int | None, name: str
 ) -> None:
-    """Write a captured network as ONNX; weights beyond 2 GB go to a second file beside it.
+    """Write a captured network as ONNX; weights beyond 1.5 GB go to a second file beside it.
 
     Raises:
         ExportError: an operator has no counterpart in ONNX; it is named.

@@ -99,7 +99,10 @@ def parse_source(text: str, base: Path | None = None) -> Source:
             return Source(scheme, str(_anchor(path, base)), function, file)
         return Source(scheme, rest, None, file)
     if colon and scheme == "hf":
-        raise SourceError(f"'{text}': sources of the kind hf: are not supported yet. {HELP}")
+        raise SourceError(
+            f"'{text}': a network of the Hugging Face Hub has to be brought here first, in Python: "
+            f"netsmith.from_pretrained('{rest}').save_pretrained(FOLDER). Then FOLDER is a source. {HELP}"
+        )
     return _parse_folder(text, base)
 
 
