@@ -36,7 +36,7 @@ SPACES: dict[str, dict[str, Any]] = {
     # the paper's: the two convolutions of the last block; fitted from half the width, read below it too
     "last_block": {
         "widths": (0.5, 1.0),
-        "training": {**COMMON, "epochs": 14, "batch_size": 256, "clip_grad": 5.0, "ema": 0.998},
+        "training": {**COMMON, "epochs": 20, "lr": 0.03, "batch_size": 256, "clip_grad": 5.0, "ema": 0.998},
         "fitting": {"views": 4, "per_step": 2},
         "draws": {
             "grid": ("keyframe", "coarse", "random", "coarse"),

@@ -157,10 +157,10 @@ def test_default_keyframes_end_at_the_range():
     for low, expected in ((0.25, [1.0, 0.75, 0.5, 0.25]), (0.5, [1.0, 0.75, 0.5]), (0.75, [1.0, 0.75])):
         found = default_keyframes(space_of(tiny(), (low, 1.0)))
         assert found["keyframes"] == pytest.approx(expected, abs=0.01)
-        assert found["coarse"] == pytest.approx(low / 2, abs=0.07)
+        assert found["coarse"] == pytest.approx(0.75 * low, abs=0.07)
 
 
 def test_default_keyframes_end_at_the_group_that_goes_lowest():
     groups = tuple(WidthGroup(f"g{n}", n, "inner", (), ()) for n in (3, 12))
     space = MorphSpace("all", groups, {"g3": 1, "g12": 3}, {"g3": 3, "g12": 12})
-    assert default_keyframes(space) == {"keyframes": [1.0, 0.75, 0.5, 0.25], "coarse": 0.125}
+    assert default_keyframes(space) == {"keyframes": [1.0, 0.75, 0.5, 0.25], "coarse": 0.1875}

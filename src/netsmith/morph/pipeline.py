@@ -97,14 +97,14 @@ class Stopwatch:
 
 
 def default_keyframes(space: MorphSpace) -> dict[str, Any]:
-    """For a grid: keyframes at 1, 3/4, the halves above the low end, and that; half of it for the coarse set.
+    """For a grid: keyframes at 1, 3/4, the halves above the low end, and that; 3/4 of it for the coarse set.
 
     The low end is that of the group that goes lowest: a group of three heads ends at a third where others end at a
     quarter, and a quarter is within the range all the same.
     """
     low = min(space.low[g.name] / g.width for g in space.groups)
     ratios = [1.0, 0.75, *(2.0**-k for k in range(1, 20))]
-    return {"keyframes": [*(r for r in ratios if r > low * 1.2 or r == 1), min(low, 0.999)], "coarse": low / 2}
+    return {"keyframes": [*(r for r in ratios if r > low * 1.2 or r == 1), min(low, 0.999)], "coarse": 0.75 * low}
 
 
 def make_morphable(
