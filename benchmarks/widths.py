@@ -158,7 +158,7 @@ def main() -> None:
 
         def gathered(rows: list[dict[str, Any]]) -> dict[str, Any]:
             every = sorted({**known, **{r["family"]: r for r in rows}}.values(), key=lambda r: r["family"])
-            return {"rows": every, "ratio": totals(every).ratio, "limit": args.seconds, **describe()}
+            return {"rows": every, "ratio": totals(every).ratio, **describe()}
 
         def save(rows: list[dict[str, Any]]) -> None:  # a run that is cut short is not lost
             if args.json:
