@@ -13,17 +13,19 @@ ROOT = Path(__file__).parent.parent / "src" / "netsmith"
 # What each room may import, itself always included. `""` is the package's own index, `netsmith/__init__.py`.
 ALLOWED = {
     "errors": set(),
+    "limits": set(),
+    "json_text": {"limits"},
     "models": set(),
-    "core": {"errors", "models"},
-    "reassembly": {"core", "errors"},
-    "morph": {"core", "errors"},
+    "core": {"errors", "models", "limits", "json_text"},
+    "reassembly": {"core", "errors", "limits", "json_text"},
+    "morph": {"core", "errors", "limits", "json_text"},
     "presets": set(),
-    "report": {"errors"},
-    "config": {"reassembly", "morph", "core", "errors", "presets"},
-    "ui": {"morph", "core", "errors"},
-    "cli": {"config", "reassembly", "morph", "core", "errors", "report", "presets", "ui"},
+    "report": {"errors", "limits", "json_text"},
+    "config": {"reassembly", "morph", "core", "errors", "presets", "limits", "json_text"},
+    "ui": {"morph", "core", "errors", "limits", "json_text"},
+    "cli": {"config", "reassembly", "morph", "core", "errors", "report", "presets", "ui", "limits", "json_text"},
     "__main__": {"cli"},
-    "": {"reassembly", "morph", "core", "errors", "models"},
+    "": {"reassembly", "morph", "core", "errors", "models", "limits", "json_text"},
 }
 
 

@@ -22,9 +22,12 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
+from netsmith import limits
 from netsmith.core.cache import Cache, CacheEntry, digest, independent
 from netsmith.core.output import check_output, is_own, named_os_errors, prepare_output, to_json, write_json, write_text
+from netsmith.core.safetensors_header import check_header
 from netsmith.errors import ArtifactError, OutputError, did_you_mean
+from netsmith.json_text import read_json
 
 __all__ = [
     "SCHEMA",
@@ -244,7 +247,8 @@ def _swap(temporary: Path, folder: Path) -> None:
 
 
 def _plain_name(name: object) -> bool:
-    return isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is not None
+    plain = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is not None
+    return plain and len(str(name)) <= limits.NAME
 
 
 def _manifest_hash(record: Mapping[str, Any]) -> str:
@@ -269,11 +273,12 @@ def read_manifest(folder: Path | str, kind: str | None = None) -> dict[str, Any]
     folder = Path(folder)
     if not is_artifact(folder):
         raise ArtifactError(_no_artifact(folder))
+    check_inside(folder, MANIFEST)
     try:
-        record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        record = read_json(folder / MANIFEST, most_bytes=limits.MANIFEST_BYTES, most_values=limits.MANIFEST_VALUES)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder / MANIFEST} cannot be read ({error}): it is damaged. {_AGAIN}") from error
-    if not isinstance(record, dict) or not isinstance(record.get("schema"), int) or "kind" not in record:
+    if not isinstance(record, dict) or type(record.get("schema")) is not int or not isinstance(record.get("kind"), str):
         raise ArtifactError(f"{folder / MANIFEST} is no manifest of an artifact: 'schema' or 'kind' is missing.")
     if record["schema"] > SCHEMA:
         raise ArtifactError(
@@ -284,9 +289,29 @@ def read_manifest(folder: Path | str, kind: str | None = None) -> dict[str, Any]
         raise ArtifactError(f"{folder / MANIFEST} was altered after it was written: its hash differs. {_AGAIN}")
     if kind is not None and record["kind"] != kind:
         raise ArtifactError(f"{folder} is an artifact of kind '{record['kind']}', expected kind '{kind}'.")
-    for name, entry in record.get("files", {}).items():
+    files = record.setdefault("files", {})
+    if not isinstance(files, dict):
+        raise ArtifactError(f"{folder / MANIFEST} lists its files as {type(files).__name__}, expected names. {_AGAIN}")
+    for name, entry in files.items():
         _check_file(folder, name, entry)
     return record
+
+
+def check_inside(folder: Path, name: str) -> None:
+    """That a file of an artifact is a file of its folder, and no link to somewhere else.
+
+    What the Hub's downloads look like is allowed: links from `snapshots/REVISION` to `blobs` beside it.
+
+    Raises:
+        ArtifactError: a link that leads out of the folder: what it shows would be read, copied and published.
+    """
+    home, real = folder.resolve(), (folder / name).resolve()
+    kept = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    if real.parent not in (home, kept):
+        raise ArtifactError(
+            f"{folder / name} is a link to {real}, out of the folder of the artifact: refused. Copy the file itself "
+            "there if it is yours."
+        )
 
 
 _AGAIN = "Copy the artifact again from where it came, or build it anew."
@@ -306,14 +331,11 @@ def _no_artifact(folder: Path) -> str:
 
 def _check_file(folder: Path, name: object, entry: object) -> None:
     if not _plain_name(name):
-        raise ArtifactError(f"{folder / MANIFEST} lists {name!r}, which is no plain file name: refused.")
+        raise ArtifactError(f"{folder / MANIFEST} lists {str(name)[:80]!r}, which is no plain file name: refused.")
     assert isinstance(name, str)
-    if (
-        not isinstance(entry, dict)
-        or not isinstance(entry.get("sha256"), str)
-        or not isinstance(entry.get("bytes"), int)
-    ):
+    if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str) or type(entry.get("bytes")) is not int:
         raise ArtifactError(f"{folder / MANIFEST} has no hash and size for {name}. {_AGAIN}")
+    check_inside(folder, name)
     if name == CARD:
         return  # people may edit the card; nothing is read from it
     file = folder / name
@@ -336,12 +358,21 @@ def read_tensors(folder: Path | str, file: str = "weights.safetensors") -> dict[
     files = read_manifest(folder)["files"]
     if file not in files:
         raise ArtifactError(f"The manifest of {folder} lists no {file}. {did_you_mean(file, files)}")
+    if not file.endswith(".safetensors"):
+        raise ArtifactError(f"{folder / file} is no *.safetensors file, and nothing else holds tensors. {_AGAIN}")
+    size = files[file]["bytes"]
+    if size > limits.memory():
+        raise ArtifactError(
+            f"{folder / file} has {limits.amount(size)}, more than the memory of this machine "
+            f"({limits.amount(limits.memory())}). If that is wrong, set NETSMITH_MEMORY to its GiB."
+        )
     data = (folder / file).read_bytes()
     if hashlib.sha256(data).hexdigest() != files[file]["sha256"]:
         raise ArtifactError(f"{folder / file} was altered after it was written: its hash differs. {_AGAIN}")
     try:
+        check_header(data, len(data))
         return tensors_from_bytes(data)
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise ArtifactError(f"{folder / file} is no safetensors file ({error}). {_AGAIN}") from error
 
 

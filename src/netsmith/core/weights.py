@@ -16,6 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from netsmith import limits
+from netsmith.core.safetensors_header import check_header
+from netsmith.core.torch_file import UnsafeError, look_through
 from netsmith.errors import WeightsError, did_you_mean
 
 SAFE_SUFFIXES = (".safetensors",)
@@ -54,6 +57,8 @@ def check_weights_file(path: Path) -> None:
         raise WeightsError(
             f"{path} is a folder, expected a weights file ({', '.join(SAFE_SUFFIXES + TORCH_SUFFIXES)})."
         )
+    if path.exists() and not path.is_file():
+        raise WeightsError(f"{path} is a device or a pipe, expected a weights file ({', '.join(known)}).")
     if not path.exists():
         raise WeightsError(f"There is no weights file {path}. {_beside(path)}")
     if path.suffix.lower() not in known:
@@ -65,6 +70,12 @@ def check_weights_file(path: Path) -> None:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
     if not start:
         raise WeightsError(f"{path} is empty. Download or copy it again.")
+    size, most = path.stat().st_size, limits.memory()
+    if size > most:
+        raise WeightsError(
+            f"{path} has {limits.amount(size)}, more than the memory of this machine ({limits.amount(most)}). If that "
+            "is wrong, set NETSMITH_MEMORY to its GiB."
+        )
     head = start.lstrip().lower()
     if head.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise WeightsError(f"{path} is a web page, not weights: the download went wrong. Download it again.")
@@ -82,36 +93,44 @@ def _beside(path: Path) -> str:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    size, start = path.stat().st_size, b""
     try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
         with path.open("rb") as file:
-            start = file.read(4)
+            start = file.read(8)
+            start += file.read(min(limits.HEADER_BYTES, int.from_bytes(start, "little")))
+        check_header(start, size)
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         if start.startswith((b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
             hint = "It looks like PyTorch's own format: rename it to .pth."
         else:
             hint = "It is truncated or no safetensors file: download or copy it again."
-        size = path.stat().st_size
         raise WeightsError(f"{path} ({size} bytes) cannot be read as safetensors: {error}. {hint}") from error
 
 
 def _read_torch(path: Path) -> object:
     try:
+        look_through(path)
         # training scripts store their command line beside the weights; a Namespace is data and runs nothing
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except UnsafeError as error:
+        raise WeightsError(_with_code(path, str(error))) from error
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)|function <?([^>]+)", str(error))
         if found is not None:
-            what = f" ({found.group(1) or found.group(2)})"
-            raise WeightsError(
-                f"{path} holds more than tensors: code or objects of classes{what}. It was refused and nothing in it "
-                "was run. Ask its source for safetensors, or, if you trust it, load it yourself and save its "
-                "state_dict() with safetensors.torch.save_file."
-            ) from error
+            raise WeightsError(_with_code(path, found.group(1) or found.group(2))) from error
         raise WeightsError(_damaged(path, error)) from error
     except Exception as error:  # the reader raises RuntimeError, EOFError, KeyError and others on damaged files
         raise WeightsError(_damaged(path, error)) from error
+
+
+def _with_code(path: Path, what: str) -> str:
+    return (
+        f"{path} holds more than tensors: code or objects of classes ({what}). It was refused and nothing in it "
+        "was run. Ask its source for safetensors, or, if you trust it, load it yourself and save its "
+        "state_dict() with safetensors.torch.save_file."
+    )
 
 
 def _damaged(path: Path, error: Exception) -> str:
