@@ -27,11 +27,11 @@ from netsmith.core.engine import TrainSettings, evaluate
 from netsmith.core.network import Network, load_source
 from netsmith.core.profile import Budget, format_count
 from netsmith.core.tasks import Classification
+from netsmith.reassembly.finetuning import finetune
 from netsmith.reassembly.parents import chains_of, preprocessing_of, rebuild, study
 from netsmith.reassembly.pipeline import Reassembled, reassemble
 from netsmith.reassembly.recipe import Recipe
 from netsmith.reassembly.saving import write_results
-from netsmith.reassembly.steps import finetune
 from netsmith.reassembly.stitch import Assembled, Probe, assemble
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
 
+from netsmith.core import stopping
 from netsmith.core.data import open_data
 from netsmith.core.engine import TrainSettings, evaluate, lr_factor, train
 from netsmith.core.images import MemoryImages
@@ -382,20 +385,24 @@ def test_processes_that_did_not_join(monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
-    """Two times 16 images a step are one process's 32 (no batch norm); both processes end with the same weights."""
+    """Two times 16 images a step are one process's 32, with batch norms and augmentation; both end with one network."""
     script = tmp_path / "run.py"
     script.write_text(
         f"import os, sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "import torch\ntorch.set_num_threads(1)\nimport test_engine as t\n"
         "from pathlib import Path\n"
         "from safetensors.torch import save_file\n"
-        "net = t.make_net(norm=False)\n"
-        "r = t.train(net, (t.make_images(64), t.DATA[1]), t.TASK, t.settings(batch_size=16), device='cpu',\n"
+        "net = t.make_net()\n"
+        "how = t.settings(batch_size=16, augment=True)\n"
+        "r = t.train(net, (t.make_images(64), t.DATA[1]), t.TASK, how, device='cpu',\n"
         f"            checkpoint_dir=Path({str(tmp_path / 'kept')!r}))\n"
         "assert r.processes == 2, r.processes\n"
         "m = t.evaluate(net, t.DATA[1], t.TASK, device='cpu')\n"
         "save_file({**t.state(net), 'metrics': torch.tensor([m['accuracy'], m['loss'], r.metrics['accuracy']])},\n"
         f"          {str(tmp_path)!r} + '/' + os.environ['RANK'] + '.safetensors')\n"
+        "if os.environ['RANK'] == '0':\n"
+        "    import json\n"
+        "    for entry in r.history:\n        print(json.dumps(entry), flush=True)\n"
         "torch.distributed.destroy_process_group()\n"
     )
     done = subprocess.run(
@@ -405,11 +412,72 @@ def test_two_processes_train_as_one(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
     assert same(first, second)
-    alone = make_net(norm=False)
-    result = train(alone, (make_images(64), DATA[1]), TASK, settings(batch_size=32))
+    alone = make_net()
+    result = train(alone, (make_images(64), DATA[1]), TASK, settings(batch_size=32, augment=True))
     for key, value in state(alone).items():
         torch.testing.assert_close(first[key], value, rtol=1e-4, atol=1e-5)
     assert first["metrics"][0].item() == pytest.approx(result.metrics["accuracy"])
+    losses = [json.loads(text)["loss"] for text in done.stdout.splitlines() if text.startswith("{")]
+    assert losses == pytest.approx([entry["loss"] for entry in result.history], rel=1e-4)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("at", [1, 6])
+def test_a_signal_stops_within_an_epoch_and_the_rest_gives_the_same(tmp_path, number, at):
+    def interrupted(what, done, total, note=""):
+        if done == at:
+            os.kill(os.getpid(), number)
+
+    def fitted(folder, progress=None):
+        net = make_net(dropout=0.2)
+        result = train(net, DATA, TASK, settings(augment=True), checkpoint_dir=folder, progress=progress)
+        return result, state(net)
+
+    told = []
+    with stopping.graceful(told.append), pytest.raises(stopping.Stopped, match="after batch") as stopped:
+        fitted(tmp_path / "stopped", interrupted)
+    assert stopped.value.number == number
+    assert told == [f"{number.name}: stopping at the next safe point. The same signal again stops at once."]
+    whole, wanted = fitted(tmp_path / "whole")
+    rest, got = fitted(tmp_path / "stopped")
+    assert same(got, wanted)
+    assert rest.history == whole.history
+    assert rest.images_per_second > 0
+
+
+def test_the_same_signal_again_stops_at_once():
+    told = []
+    with stopping.graceful(told.append):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)  # a launcher's, after the terminal's: no second request
+        assert len(told) == 1
+        with pytest.raises(stopping.Stopped):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    stopping.safe_point()
+
+
+def test_state_is_written_within_a_long_epoch(tmp_path, monkeypatch):
+    """A process that is killed loses minutes, not an epoch."""
+    monkeypatch.setattr("netsmith.core.training_run.SAVE_EVERY", 0.0)
+
+    def killed(what, done, total, note=""):
+        if done == 6:
+            raise RuntimeError("killed")
+
+    net = make_net()
+    with pytest.raises(RuntimeError, match="killed"):
+        train(net, DATA, TASK, settings(), checkpoint_dir=tmp_path / "killed", progress=killed)
+    again = make_net()
+    seen = []
+    result = train(
+        again, DATA, TASK, settings(), checkpoint_dir=tmp_path / "killed",
+        progress=lambda what, done, total, note="": seen.append(done),
+    )  # fmt: skip
+    assert seen[0] == 6
+    whole = make_net()
+    assert train(whole, DATA, TASK, settings()).history == result.history
+    assert same(state(whole), state(again))
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------

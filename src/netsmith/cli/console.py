@@ -25,6 +25,7 @@ from rich.text import Text
 
 _LOG = logging.getLogger("netsmith.cli")
 _WIDTH_WHEN_PIPED = 200
+_OTHERS_WAIT = 3.0  # seconds
 
 
 class RunLog(logging.Handler):
@@ -71,16 +72,18 @@ class NoteHandler(logging.Handler):
 
 
 class Console:
-    """The two streams of one run of the command line."""
+    """The two streams of one run of the command line; of processes that were launched together, the first one's."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
+    def __init__(self, *, quiet: bool = False, rank: int = 0) -> None:
+        self.quiet = quiet or rank > 0
+        self._rank = rank
         self.out = RichConsole(file=sys.stdout, highlight=False, markup=False, emoji=False, width=_width(sys.stdout))
         self.err = RichConsole(file=sys.stderr, highlight=False, markup=False, emoji=False, width=_width(sys.stderr))
 
     def result(self, text: str = "") -> None:
         """One text of what was asked for, on standard output."""
-        self.out.print(Text(text), soft_wrap=True)
+        if not self._rank:
+            self.out.print(Text(text), soft_wrap=True)
         _log_lines(logging.INFO, text)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", last: int = 0) -> None:
@@ -94,7 +97,8 @@ class Console:
             )
         for i, row in enumerate(rows):
             table.add_row(*(Text(cell) for cell in row), style="bold" if i >= len(rows) - last else "")
-        self.out.print(table, soft_wrap=False)
+        if not self._rank:
+            self.out.print(table, soft_wrap=False)
         if title:
             _log_lines(logging.INFO, title)
         for row in [[c.lstrip(">") for c in columns], *rows]:
@@ -102,7 +106,8 @@ class Console:
 
     def show(self, table: Table) -> None:
         """A table of the report, on standard output and in the log."""
-        self.out.print(table)
+        if not self._rank:
+            self.out.print(table)
         text = io.StringIO()
         RichConsole(file=text, width=_WIDTH_WHEN_PIPED, highlight=False, markup=False, emoji=False).print(table)
         _log_lines(logging.INFO, text.getvalue())
@@ -114,7 +119,14 @@ class Console:
         _log_lines(logging.INFO, text)
 
     def error(self, text: str) -> None:
-        """What went wrong, on standard error."""
+        """What went wrong, on standard error.
+
+        A process that is not the first says it after a while, in which the launcher ends it where the first one says
+        the same: the user reads it once.
+        """
+        if self._rank:
+            time.sleep(_OTHERS_WAIT)
+            text = f"process {self._rank}: {text}"
         self.show_error(f"netsmith: {text}")
         _log_lines(logging.ERROR, text)
 

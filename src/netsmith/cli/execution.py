@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from netsmith.config import ReassembleConfig
+from netsmith.core import processes
 from netsmith.core.cache import Cache
 from netsmith.core.data import Splits, open_data
 from netsmith.core.engine import Progress, TrainSettings
@@ -17,6 +18,7 @@ from netsmith.reassembly.recipe import FitSpec
 from netsmith.reassembly.results import Summary
 from netsmith.reassembly.saving import write_results
 from netsmith.report import write_report
+from netsmith.report.results import read_json
 
 
 def execute(
@@ -58,9 +60,11 @@ def execute(
         checkpoints=out / "checkpoints",
         progress=progress,
     )
-    summary = write_results(result, out, config=config.model_dump(mode="json"))
-    write_report(out)
-    return summary
+    if processes.first():
+        write_results(result, out, config=config.model_dump(mode="json"))
+        write_report(out)
+    processes.wait()
+    return Summary.model_validate(read_json(out / "summary.json"))
 
 
 def plan(config: ReassembleConfig, *, progress: Progress | None = None) -> list[str]:

@@ -8,7 +8,6 @@ import os
 from netsmith.errors import ConfigError, NetsmithError
 
 USER_ERROR = 2
-INTERRUPTED = 130
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -35,8 +34,9 @@ def message_of(failure: BaseException) -> str | None:
     return None
 
 
-def interrupted_message(out: str | None, again: str | None) -> str:
-    """What Ctrl-C leaves behind and how to go on."""
+def interrupted_message(out: str | None, again: str | None, detail: str = "") -> str:
+    """What Ctrl-C or SIGTERM leaves behind and how to go on; `detail` is what the work itself says of that."""
     if out is None or again is None:
         return "interrupted; nothing was written."
-    return f"interrupted. What was finished is kept in {out}; go on with:\n  {again}"
+    text = f"interrupted. What was finished is kept in {out}; go on with:\n  {again}"
+    return f"{text}\n{detail}" if detail else text

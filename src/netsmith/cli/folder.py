@@ -3,25 +3,50 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from filelock import FileLock, Timeout
+
+from netsmith.core import processes
 from netsmith.core.changes import changes
-from netsmith.core.output import MARKER, check_output, prepare_output, write_text
+from netsmith.core.output import (
+    HOLDER,
+    LOCK,
+    MARKER,
+    check_output,
+    mend,
+    named_os_errors,
+    prepare_output,
+    write_json,
+    write_text,
+)
 from netsmith.core.yaml_text import read_yaml
 from netsmith.errors import OutputError
 
 from .session import Session
 
-_TRACES = {MARKER, "config.yaml", "log.txt"}
+_TRACES = {MARKER, LOCK, HOLDER, "config.yaml", "log.txt"}
 """What every run leaves; a folder that holds nothing else holds nothing."""
 
 
 def check_folder(out: Path, overwrite: bool, config_text: str | None = None) -> None:
     """Refuse `out` before anything is loaded or computed; nothing is written.
 
+    Of processes that were launched together, the first one looks.
+
     Raises:
-        OutputError: it may not be written; or it holds an unfinished run of another config: says what changed.
+        OutputError: it may not be written; or it holds an unfinished run of another config: says what changed; or
+            another run works there.
     """
+    if not processes.first():
+        return
+    refuse_if_held(out)
     if can_continue(out, config_text):
         return
     changed = [] if overwrite else changed_keys(out, config_text)
@@ -54,20 +79,37 @@ def changed_keys(out: Path, config_text: str | None) -> list[str]:
 
 
 def open_folder(out: Path, overwrite: bool, session: Session, config_text: str | None = None) -> bool:
-    """Make `out` ready and start its log; returns whether an unfinished run goes on there.
+    """Make `out` ready, keep other runs out of it, and start its log; returns whether an unfinished run goes on there.
+
+    Of processes that were launched together, the first one does it and the others wait.
 
     Raises:
-        OutputError: the folder exists and may not be replaced, or cannot be written; nothing has been changed then.
+        OutputError: the folder exists and may not be replaced, or cannot be written, or another run works there;
+            nothing has been changed then.
     """
+    going_on = processes.first() and _open(out, overwrite, session, config_text)
+    processes.wait()
+    return going_on
+
+
+def _open(out: Path, overwrite: bool, session: Session, config_text: str | None) -> bool:
     going_on = can_continue(out, config_text)
     changed = [] if going_on else changed_keys(out, config_text)
-    session.made = not going_on and (not out.exists() or not any(out.iterdir()))
+    if not going_on:
+        check_output(out, overwrite)
+    made = not going_on and (not out.exists() or not any(out.iterdir()))
+    lock, killed = hold(out)
+    session.lock, session.made = lock, made
     if not going_on:
         prepare_output(out, overwrite)
         if config_text is not None:
             write_text(out / "config.yaml", config_text)
     session.kept = out
     session.log.open(out)
+    if killed is not None:
+        text = f"the run before this one ({_who(killed)}) ended without a word"
+        mended = mend(out)
+        session.console.note(f"{text}; {mended} half-written files and folders cleaned up" if mended else text)
     if going_on:
         session.console.note(f"going on with the unfinished run in {out}")
     if changed:
@@ -75,6 +117,73 @@ def open_folder(out: Path, overwrite: bool, session: Session, config_text: str |
         for line in changed:
             session.console.note(f"  {line}")
     return going_on
+
+
+def hold(out: Path) -> tuple[FileLock, Mapping[str, Any] | None]:
+    """Keep other runs out of `out` until this process ends; also who held it before, if that run was killed.
+
+    The operating system frees the lock when its holder ends, however it ends.
+
+    Raises:
+        OutputError: another run holds it, or it cannot be written.
+    """
+    with named_os_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise _busy(out) from None
+        before = _holder(out)
+        about = {"pid": os.getpid(), "machine": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        write_json(out / HOLDER, about)
+    return lock, before
+
+
+def refuse_if_held(out: Path) -> None:
+    """Raise OutputError if another run works in `out`; nothing is written."""
+    if not (out / LOCK).is_file():
+        return
+    lock = FileLock(out / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise _busy(out) from None
+    except OSError:
+        return  # no permission: said by the check of the folder
+    lock.release()
+
+
+def let_go(session: Session) -> None:
+    """Let other runs into the folder again, at the end of this one."""
+    if session.lock is None:
+        return
+    folder = Path(session.lock.lock_file).parent
+    with contextlib.suppress(OSError):
+        for name in (HOLDER, LOCK):
+            (folder / name).unlink(missing_ok=True)
+    session.lock.release()
+    session.lock = None
+
+
+def _holder(out: Path) -> Mapping[str, Any] | None:
+    try:
+        found = json.loads((out / HOLDER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _who(holder: Mapping[str, Any]) -> str:
+    return f"process {holder.get('pid', '?')} on {holder.get('machine', '?')}, since {holder.get('since', '?')}"
+
+
+def _busy(out: Path) -> OutputError:
+    holder = _holder(out)
+    who = "another run" if holder is None else f"another run ({_who(holder)})"
+    return OutputError(
+        f"{who} works in {out}. Wait for it, stop it, or choose another folder with --out; both may share one --cache."
+    )
 
 
 def take_back(session: Session) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ from netsmith.errors import did_you_mean
 
 from . import compare, demo, dissect, evaluate, explore, export, morph, presets, reassemble, report, sample, train, zoo
 from .console import Console, start_logging, stop_logging
-from .failures import INTERRUPTED, USER_ERROR, interrupted_message, message_of
+from .failures import USER_ERROR, interrupted_message, message_of
 from .parser import Parser, UsageError, examples
 from .session import Session
 
@@ -50,14 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 2 for a mistake of the user's, 130 when interrupted."""
     words = tuple(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words or os.environ.get("NETSMITH_DEBUG", "") not in ("", "0")
-    console = Console(quiet="--quiet" in words)
+    console = Console(quiet="--quiet" in words, rank=int(os.environ.get("RANK", "0")))
     log, notes = start_logging(console)
     session = Session(console, log, words)
     try:
         return _run(words, session)
-    except KeyboardInterrupt:
-        console.error(interrupted_message(str(session.kept) if session.kept else None, _again(session)))
-        return INTERRUPTED
+    except KeyboardInterrupt as stopped:
+        kept = str(session.kept) if session.kept else None
+        console.error(interrupted_message(kept, _again(session), str(stopped)))
+        return 128 + getattr(stopped, "number", signal.SIGINT)
     except BrokenPipeError:
         # the reader of our output (`| head`) went away: nothing to say, and nothing to flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -73,6 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             take_back(session)
         return USER_ERROR
     finally:
+        if session.lock is not None:
+            from .folder import let_go
+
+            let_go(session)
         stop_logging(log, notes)
 
 

@@ -47,6 +47,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     from .morphing import execute, plan
     from .networks import device_of
     from .reassemble import show_written
+    from .running import long_work
 
     overrides = list(arguments.overrides)
     overrides += [] if arguments.seed is None else [f"seed={arguments.seed}"]
@@ -62,16 +63,17 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     device = device_of(config.device)
     text = dump_config(config)
     check_folder(arguments.out, arguments.overwrite, text)
-    with session.console.progress() as bars:
-        execute(
-            config,
-            arguments.out,
-            device=str(device),
-            begin=lambda: open_folder(arguments.out, arguments.overwrite, session, text),
-            progress=bars,
-        )
-    show(arguments.out, session)
-    show_written(arguments.out, session)
+    with long_work(session, str(device)):
+        with session.console.progress() as bars:
+            execute(
+                config,
+                arguments.out,
+                device=str(device),
+                begin=lambda: open_folder(arguments.out, arguments.overwrite, session, text),
+                progress=bars,
+            )
+        show(arguments.out, session)
+        show_written(arguments.out, session)
     return 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from netsmith.config import MorphConfig
+from netsmith.core import processes
 from netsmith.core.cache import digest
 from netsmith.core.data import Splits, open_data
 from netsmith.core.engine import Progress, TrainSettings
@@ -25,6 +26,7 @@ from netsmith.morph.rivals import RIVALS, checked, rivals
 from netsmith.morph.saving import write_results
 from netsmith.morph.space import MorphSpace
 from netsmith.report import write_report
+from netsmith.report.results import read_json
 
 _log = logging.getLogger("netsmith.morph")
 
@@ -76,9 +78,11 @@ def execute(
         ready=ready,
     )
     rivals = measure_rivals(config, result, out / "cache", device=device, progress=progress)
-    summary = write_results(result, out, config=config.model_dump(mode="json"), rivals=rivals)
-    write_report(out)
-    return summary
+    if processes.first():
+        write_results(result, out, config=config.model_dump(mode="json"), rivals=rivals)
+        write_report(out)
+    processes.wait()
+    return Summary.model_validate(read_json(out / "summary.json"))
 
 
 _FITTED = {"space", "norms", "order", "generator", "fitting", "training", "seed", "precision"}

@@ -55,6 +55,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     from .execution import execute, plan
     from .folder import check_folder, open_folder
     from .networks import device_of
+    from .running import long_work
 
     overrides = list(arguments.overrides)
     overrides += [] if arguments.seed is None else [f"seed={arguments.seed}"]
@@ -71,12 +72,13 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     device = device_of(config.device)
     text = dump_config(config)
     check_folder(arguments.out, arguments.overwrite, text)
-    open_folder(arguments.out, arguments.overwrite, session, text)
-    with session.console.progress() as bars:
-        cache = arguments.cache or arguments.out / "cache"
-        summary = execute(config, arguments.out, cache=cache, device=str(device), progress=bars)
-    show(summary, session)
-    show_written(arguments.out, session)
+    with long_work(session, str(device)):
+        open_folder(arguments.out, arguments.overwrite, session, text)
+        with session.console.progress() as bars:
+            cache = arguments.cache or arguments.out / "cache"
+            summary = execute(config, arguments.out, cache=cache, device=str(device), progress=bars)
+        show(summary, session)
+        show_written(arguments.out, session)
     return 0
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .console import Console, RunLog
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 
 @dataclass
 class Session:
     """The two streams, the log, the words of the command line, and the folder in which results are kept.
 
-    `made` tells of that folder whether this run began it, so that a run that comes to nothing may take it back.
+    `made` tells of that folder whether this run began it, so that a run that comes to nothing may take it back; `lock`
+    keeps other runs out of it until this one ends.
     """
 
     console: Console
@@ -20,3 +25,4 @@ class Session:
     argv: tuple[str, ...]
     kept: Path | None = None
     made: bool = False
+    lock: FileLock | None = None

@@ -2,13 +2,12 @@
 
 CONFIG is a YAML file, or a preset's name. A second run with the same config and folder goes on from the last epoch. The
 artifact can be used wherever a source is expected. Under torchrun, every process trains on its share of the images:
-`torchrun --nproc_per_node 2 -m netsmith.cli.main train CONFIG --out DIR`.
+`torchrun --nproc_per_node 2 -m netsmith train CONFIG --out DIR`.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +41,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     from .configs import config_path
     from .folder import check_folder, open_folder
     from .networks import device_of
+    from .running import long_work
 
     overrides = arguments.overrides
     if arguments.seed is not None:
@@ -49,15 +49,15 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     if arguments.device is not None:
         overrides = [*overrides, f"device={arguments.device}"]
     config = load_train_config(config_path(arguments.config), overrides)
-    device_of(config.device)
+    device = device_of(config.device)
     text = dump_config(config)
-    if os.environ.get("RANK", "0") == "0":  # under torchrun the first process writes
-        check_folder(arguments.out, arguments.overwrite, text)
+    check_folder(arguments.out, arguments.overwrite, text)
+    with long_work(session, str(device)):
         open_folder(arguments.out, arguments.overwrite, session, text)
-    with session.console.progress() as bars:
-        summary = train_network(config, arguments.out, progress=bars)
-    show([summary], session)
-    session.console.result(f"wrote {arguments.out / 'artifact'}")
+        with session.console.progress() as bars:
+            summary = train_network(config, arguments.out, progress=bars)
+        show([summary], session)
+        session.console.result(f"wrote {arguments.out / 'artifact'}")
     return 0
 
 

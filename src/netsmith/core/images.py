@@ -216,32 +216,45 @@ def probe_set(
 
 
 def augmented(
-    images: Float[Tensor, "n c h w"], generator: torch.Generator, *, mirror: bool = True
+    images: Float[Tensor, "n c h w"],
+    generator: torch.Generator,
+    *,
+    mirror: bool = True,
+    share: tuple[int, int] = (0, 1),
 ) -> Float[Tensor, "n c h w"]:
     """Every image shifted by up to an eighth of its height (zeros come in) and, with `mirror`, flipped with chance 1/2.
 
     The standard augmentation of He et al. (2015, section 4.2): at 32 pixels, padding of 4. One gather for the batch.
+    With `share=(rank, world)`, `images` are every `world`-th of a larger batch and get what they would get in it.
     """
-    return _gathered(images, *_places(images.shape, generator, mirror), fill=0)
+    return _gathered(images, *_places(images.shape, generator, mirror, share), fill=0)
 
 
 def augmented_pair(
-    images: Float[Tensor, "n c h w"], masks: Int[Tensor, "n h w"], generator: torch.Generator, *, mirror: bool = True
+    images: Float[Tensor, "n c h w"],
+    masks: Int[Tensor, "n h w"],
+    generator: torch.Generator,
+    *,
+    mirror: bool = True,
+    share: tuple[int, int] = (0, 1),
 ) -> tuple[Float[Tensor, "n c h w"], Int[Tensor, "n h w"]]:
     """`augmented` for images and their masks together; what comes into a mask from outside is `IGNORED`."""
-    places = _places(images.shape, generator, mirror)
+    places = _places(images.shape, generator, mirror, share)
     return _gathered(images, *places, fill=0), _gathered(masks[:, None], *places, fill=IGNORED)[:, 0]
 
 
-def _places(shape: torch.Size, generator: torch.Generator, mirror: bool) -> tuple[int, Tensor, Tensor]:
+def _places(
+    shape: torch.Size, generator: torch.Generator, mirror: bool, share: tuple[int, int]
+) -> tuple[int, Tensor, Tensor]:
     """Padding, and the row and the column of the padded image that every row and column is taken from, by image."""
     n, _, height, width = shape
+    rank, world = share
     pad = max(1, height // 8)
-    draws = torch.randint(0, 2 * pad + 1, (2, n, 1), generator=generator)
+    draws = torch.randint(0, 2 * pad + 1, (2, n * world, 1), generator=generator)[:, rank::world]
     rows = draws[0] + torch.arange(height)
     columns = draws[1] + torch.arange(width)
     if mirror:
-        flip = torch.rand(n, 1, generator=generator) < 0.5
+        flip = torch.rand(n * world, 1, generator=generator)[rank::world] < 0.5
         columns = torch.where(flip, columns.flip(1), columns)
     return pad, rows, columns
 
@@ -267,12 +280,14 @@ def batches(
     drop_last: bool = False,
     rank: int = 0,
     world: int = 1,
+    begin: int = 0,
 ) -> Iterator[tuple[Float[Tensor, "b c h w"], Int[Tensor, " b"] | Int[Tensor, "b h w"]]]:
     """Images in [0, 1] and labels (or masks), `batch_size` at a time, once through the set.
 
     Everything follows from `seed`: pass another one each epoch. With `shuffle`, each of `world` processes goes through
     its own share, all of one length (up to `world - 1` images are left out); without, shares may differ by one image.
-    With `augment`, images are shifted and flipped (`augmented`), and masks with them.
+    The batches of all processes together are those of one process with `world * batch_size`. With `augment`, images are
+    shifted and flipped (`augmented`), and masks with them. The first `begin` batches are left out, the others as ever.
     """
     if shuffle:
         order = torch.from_numpy(np.random.default_rng(seed).permutation(len(image_set)))
@@ -280,14 +295,15 @@ def batches(
     else:
         order = torch.arange(len(image_set))
     order = order[rank::world]
-    generator = torch.Generator().manual_seed(derived_seed(seed, rank))
-    for first in range(0, len(order), batch_size):
+    share = {"mirror": image_set.mirror, "share": (rank, world)}
+    for first in range(begin * batch_size, len(order), batch_size):
         chosen = order[first : first + batch_size]
         if drop_last and len(chosen) < batch_size:
             return
         images, targets = image_set.images(chosen), image_set.targets(chosen)
+        generator = torch.Generator().manual_seed(derived_seed(seed, first // batch_size))
         if augment and targets.ndim == 3:
-            images, targets = augmented_pair(images, targets, generator, mirror=image_set.mirror)
+            images, targets = augmented_pair(images, targets, generator, **share)
         elif augment:
-            images = augmented(images, generator, mirror=image_set.mirror)
+            images = augmented(images, generator, **share)
         yield images, targets

@@ -8,7 +8,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,9 @@ from netsmith.errors import OutputError
 
 MARKER = ".netsmith"
 """An empty file that tells a folder made by `prepare_output` from one that is somebody else's."""
+
+LOCK, HOLDER = ".lock", ".running.json"
+"""In an output folder: what a run holds while it works there, and who it is."""
 
 OWN_FILES = ("summary.json", "config.yaml", "report.html", "recipe.json", "details.json", "log.txt")
 OWN_FOLDERS = ("artifact",)
@@ -43,6 +48,46 @@ def write_bytes(path: Path, data: bytes) -> Path:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     return path
+
+
+def sweep(folder: Path, pattern: str = ".*.tmp", *, older: float = 0.0) -> int:
+    """Remove what killed processes left half written: files in `folder` that match, `older` seconds at least; how many.
+
+    What cannot be removed stays.
+    """
+    removed = 0
+    now = time.time()
+    with contextlib.suppress(OSError):
+        for file in Path(folder).glob(pattern):
+            with contextlib.suppress(OSError):
+                if file.is_file() and now - file.stat().st_mtime >= older:
+                    file.unlink()
+                    removed += 1
+    return removed
+
+
+def mend(folder: Path, *, leave: str = "cache", older: float = 600.0) -> int:
+    """Clean an output folder of what a killed run left half done there; how many files and folders that were.
+
+    A folder that was being replaced is put back where its successor is missing. Below the subfolder `leave`, which
+    other runs may be using, only files at least `older` seconds old are removed.
+    """
+    mended = 0
+    for path in sorted(folder.rglob(".*"), key=lambda p: len(p.parts)):
+        match = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.(tmp|old)", path.name)
+        if match is None or not path.exists():
+            continue
+        with contextlib.suppress(OSError):
+            if path.is_dir() and match[2] == "old" and not path.with_name(match[1]).exists():
+                path.rename(path.with_name(match[1]))
+            elif path.is_dir():
+                shutil.rmtree(path)
+            elif leave not in path.relative_to(folder).parts[:1] or time.time() - path.stat().st_mtime >= older:
+                path.unlink()
+            else:
+                continue
+            mended += 1
+    return mended
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -119,7 +164,7 @@ def check_output(folder: Path, overwrite: bool = False, *, need_bytes: int = 0) 
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file, expected a folder for the results. Choose another one with --out.")
     with named_os_errors(folder):
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(p.name not in (LOCK, HOLDER) for p in folder.iterdir()):
             _refuse_if_precious(folder, overwrite)
         standing = folder
         while not standing.exists() and standing != standing.parent:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,34 +11,37 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 
+from netsmith.core.processes import world
 from netsmith.errors import TrainingError
 
 
 @dataclass(frozen=True)
 class Session:
-    """One accelerate session: this process's device and its place among the processes."""
+    """One accelerate session: this process's device and its place among the processes, of which `alone` knows none."""
 
     accelerator: Accelerator
     device: torch.device
+    alone: bool = False
 
     @property
     def rank(self) -> int:
         """Number of this process."""
-        return self.accelerator.process_index
+        return 0 if self.alone else self.accelerator.process_index
 
     @property
     def world(self) -> int:
         """Number of processes."""
-        return self.accelerator.num_processes
+        return 1 if self.alone else self.accelerator.num_processes
 
     @property
     def main(self) -> bool:
         """Whether this process writes files and reports progress."""
-        return self.accelerator.is_main_process
+        return self.alone or self.accelerator.is_main_process
 
     def wait(self) -> None:
         """Until every process is here."""
-        self.accelerator.wait_for_everyone()
+        if not self.alone:
+            self.accelerator.wait_for_everyone()
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over the processes."""
@@ -57,8 +59,10 @@ class Session:
 
 
 @contextmanager
-def session(precision: str, device: str | torch.device | None = None) -> Iterator[Session]:
+def session(precision: str, device: str | torch.device | None = None, *, alone: bool = False) -> Iterator[Session]:
     """An accelerate session of its own, on `device` or the best there is; accelerate's global state is put back.
+
+    With `alone` it is that of this process, and never waits for those that were launched with it.
 
     Raises:
         TrainingError: the device does not exist or cannot do that precision, or the launched processes did not join.
@@ -82,18 +86,29 @@ def session(precision: str, device: str | torch.device | None = None) -> Iterato
             ) from error
         if precision == "fp16" and accelerator.device.type == "cpu":
             raise TrainingError("precision 'fp16' needs a GPU: precision: bf16 works on CPUs, precision: no everywhere")
-        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        launched = world()
         if accelerator.num_processes != launched:
             raise TrainingError(
                 f"{launched} processes were launched but {accelerator.num_processes} joined, so each would train "
                 f"alone: launch with torchrun --nproc_per_node {launched} -m netsmith ..."
             )
         joined = wanted is None or accelerator.num_processes > 1
-        yield Session(accelerator, accelerator.device if wanted is None or joined else wanted)
+        yield Session(accelerator, accelerator.device if wanted is None or joined else wanted, alone)
     finally:
         for state, before in zip(shared, kept, strict=True):
             state.clear()
             state.update(before)
+
+
+def join(device: str | torch.device | None = None) -> None:
+    """Find the processes that were launched with this one, through accelerate; nothing to do for one alone.
+
+    Raises:
+        TrainingError: they did not join, or the device does not exist.
+    """
+    if world() > 1 and not torch.distributed.is_initialized():
+        with session("no", device):
+            pass
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from netsmith.core import processes
 from netsmith.core.artifact import write_json
 from netsmith.core.cache import digest
 from netsmith.core.data import ImageSet, Splits
@@ -108,7 +108,7 @@ def train_entry(
         "images_per_second": result.images_per_second,
         "history": result.history,
     }
-    if int(os.environ.get("RANK", "0")):  # under torchrun the first process writes
+    if not processes.first():
         return summary
     named = {f"{name}_{part}": value for part, found in metrics.items() for name, value in found.items()}
     about = {"data": splits.name, **{name: value for name, value in named.items() if not name.startswith("loss_")}}

@@ -6,7 +6,6 @@ Everything is chosen on the validation part; the test part is read once for each
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from netsmith.core import processes
 from netsmith.core.cache import Cache, CacheEntry, digest
 from netsmith.core.channels import WidthGroup, resize, set_widths, width_groups
 from netsmith.core.data import Splits
@@ -354,7 +354,7 @@ class Bench:
 
     def _store(self, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Keep a result; the checkpoints that led to it are of no more use."""
-        if self.cache is None or int(os.environ.get("RANK", "0")):  # under torchrun the first process writes
+        if self.cache is None or not processes.first():
             return
         self.cache.store(key, tensors, meta)
         shutil.rmtree(self.cache.root / "checkpoints" / key, ignore_errors=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +17,12 @@ from torch import Tensor
 from netsmith.core.graph import Chain
 from netsmith.core.profile import Budget, measure_latency, peak_bytes
 from netsmith.reassembly.adapters import AdapterSpec, build_adapter, spec_cost
-from netsmith.reassembly.affinity import StitchCosts, stitch_costs
+from netsmith.reassembly.affinity import CutOf, StitchCosts, stitch_costs
 from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.heads import head_cost, plan_head
 from netsmith.reassembly.parents import Parent, chains_of
 from netsmith.reassembly.partition import Partition
+from netsmith.reassembly.recipe import Recipe
 from netsmith.reassembly.search import Choice, SearchResult, Solver, k_best
 from netsmith.reassembly.stitch import join
 
@@ -29,9 +32,31 @@ BYTES = 4
 """Of a weight or an activation in float32, the precision that memory is stated for."""
 
 
+@dataclass
+class Candidate:
+    """A recipe with what is known of it. `scores` are higher-is-better; accuracies are in 0..1 on validation."""
+
+    recipe: Recipe
+    cost: float
+    params: int
+    macs: int
+    scores: dict[str, float]
+    latency_ms: float | None = None
+    memory_mb: float | None = None
+    stitched: float | None = None
+    finetuned: float | None = None
+
+
 def stages_of(partition: Partition) -> tuple[tuple[Block, ...], ...]:
     """The blocks of all networks by their place: stage s holds the s-th block of every network."""
     return tuple(zip(*partition.blocks, strict=True))
+
+
+def joints_of(stages: Sequence[Sequence[Block]]) -> tuple[list[CutOf], list[CutOf]]:
+    """The cuts from which, and to which, an assembly of these stages can be stitched."""
+    sources = [(b.network, b.stop) for stage in stages[:-1] for b in stage]
+    targets = [(b.network, b.start) for stage in stages[1:] for b in stage]
+    return sources, targets
 
 
 def joint_costs(
@@ -44,8 +69,7 @@ def joint_costs(
     progress: Callable[[int, int], None] | None = None,
 ) -> StitchCosts:
     """The stitch cost of every joint that an assembly of these stages can have (design, section 4.5)."""
-    sources = [(b.network, b.stop) for stage in stages[:-1] for b in stage]
-    targets = [(b.network, b.start) for stage in stages[1:] for b in stage]
+    sources, targets = joints_of(stages)
     return stitch_costs(
         chains_of(parents), images, sources, targets, batch_size=batch_size, seed=seed, progress=progress
     )
@@ -113,6 +137,37 @@ def adapter_resources(
             for name, value in found.items():
                 resources[name][joint][i, j] = value
     return resources
+
+
+def latencies(
+    stages: Sequence[Sequence[Block]],
+    partition: Partition,
+    parents: Sequence[Parent],
+    classes: int,
+    style: str,
+    batch: int,
+) -> dict[str, Any]:
+    """Measured milliseconds of every block and every adapter, as JSON: what `with_latencies` adds.
+
+    Apart from counting, so that it can be measured once, by one process, and remembered.
+    """
+    options = choices(stages, partition, parents, classes, latency_batch=batch)
+    adapters = adapter_resources(stages, chains_of(parents), style, latency_batch=batch)
+    return {
+        "blocks": [[choice.resources["latency_ms"] for choice in line] for line in options],
+        "adapters": [matrix.tolist() for matrix in adapters["latency_ms"]],
+    }
+
+
+def with_latencies(
+    options: Sequence[Sequence[Choice]], adapters: Mapping[str, list[Matrix]], found: Mapping[str, Any]
+) -> tuple[tuple[tuple[Choice, ...], ...], dict[str, list[Matrix]]]:
+    """`choices` and `adapter_resources` with what `latencies` has measured."""
+    timed = tuple(
+        tuple(replace(c, resources={**c.resources, "latency_ms": ms}) for c, ms in zip(line, times, strict=True))
+        for line, times in zip(options, found["blocks"], strict=True)
+    )
+    return timed, {**adapters, "latency_ms": [np.array(matrix) for matrix in found["adapters"]]}
 
 
 def stitch_arrays(stages: Sequence[Sequence[Block]], costs: StitchCosts) -> list[Matrix]:

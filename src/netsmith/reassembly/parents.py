@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from netsmith.core.consent import origin, recorded
 from netsmith.core.data import ImageSet
 from netsmith.core.engine import evaluate
 from netsmith.core.graph import Chain, dissect
 from netsmith.core.network import Network, load_source
+from netsmith.core.running import check_runs
 from netsmith.core.tasks import Classification
 from netsmith.core.trained import architecture
 from netsmith.errors import DataError, DissectionError, RecipeError, ZooError
@@ -84,12 +86,17 @@ def study(networks: Sequence[Network], images: Float[Tensor, "n c h w"]) -> tupl
 def judge(
     parent: Parent, images: ImageSet, classes: int, *, device: str = "cpu", precision: str = "no"
 ) -> float | None:
-    """Accuracy (0..1) of a parent by itself, or None where its head has other classes than the data."""
+    """Accuracy (0..1) of a parent by itself, or None where its head has other classes than the data.
+
+    This process measures it alone, whatever others do.
+    """
     network = parent.network
     if network.num_classes != classes:
         return None
     task = Classification(classes)
-    metrics = evaluate(network.model, images, task, preprocess=network.preprocess, precision=precision, device=device)
+    metrics = evaluate(
+        network.model, images, task, preprocess=network.preprocess, precision=precision, device=device, alone=True
+    )
     return metrics["accuracy"]
 
 
@@ -125,14 +132,16 @@ def rebuild(recipe: Recipe, given: Mapping[str, torch.nn.Module] | None = None) 
                 f"'{ref.name}' was given as a module ({ref.source[7:]}), which no source string builds again. "
                 f"Build it and pass it: networks={{'{ref.name}': module}}."
             )
-        network = load_source(
-            module if module is not None else ref.source,
-            name=ref.name,
-            pretrained=False,
-            num_classes=ref.num_classes,
-            input_size=ref.input.input_size,
-            options=ref.options,
-        )
+        with recorded(origin() or "the recipe"):
+            network = load_source(
+                module if module is not None else ref.source,
+                name=ref.name,
+                pretrained=False,
+                num_classes=ref.num_classes,
+                input_size=ref.input.input_size,
+                options=ref.options,
+            )
+        check_runs(network.model, ref.input.input_size, ref.name)
         example = torch.zeros(1, *ref.input.input_size)
         chains[ref.name] = dissect(network.model, example, name=ref.name)
     return chains

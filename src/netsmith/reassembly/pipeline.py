@@ -15,13 +15,15 @@ from netsmith.core.data import Splits
 from netsmith.core.engine import Progress, TrainResult, TrainSettings
 from netsmith.core.network import Network
 from netsmith.core.profile import Budget
+from netsmith.reassembly.candidates import Candidate
 from netsmith.reassembly.facts import facts_of
+from netsmith.reassembly.finetuning import Trainable
 from netsmith.reassembly.parents import Parent
 from netsmith.reassembly.partition import Partition
 from netsmith.reassembly.recipe import FitSpec, Recipe
 from netsmith.reassembly.search import SearchResult, Solver
 from netsmith.reassembly.similarity import SimilarityTable
-from netsmith.reassembly.steps import Candidate, Clock, Init, Run, Size, Trainable
+from netsmith.reassembly.steps import Clock, Init, Run, Size
 from netsmith.reassembly.stitch import Assembled
 
 

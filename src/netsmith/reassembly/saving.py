@@ -25,6 +25,7 @@ from netsmith.core.output import to_json, write_json, write_text
 from netsmith.core.weights import load_state
 from netsmith.errors import ArtifactError
 from netsmith.reassembly.adapters import spec_cost
+from netsmith.reassembly.candidates import Candidate
 from netsmith.reassembly.facts import KEPT, card, manifest_of
 from netsmith.reassembly.heads import head_cost
 from netsmith.reassembly.parents import Parent, rebuild
@@ -32,7 +33,6 @@ from netsmith.reassembly.pipeline import Reassembled
 from netsmith.reassembly.recipe import Recipe
 from netsmith.reassembly.results import Accuracy, Chosen, Details, Member, NetworkRow, Part, Summary, UnitRow
 from netsmith.reassembly.results import Candidate as CandidateRow
-from netsmith.reassembly.steps import Candidate
 from netsmith.reassembly.stitch import Assembled, assemble
 
 KIND = "reassembly"

@@ -4,31 +4,42 @@ from __future__ import annotations
 
 import itertools
 import logging
+import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from netsmith.core.cache import Cache, digest
+from netsmith.core.cache import Cache, CacheEntry, digest
 from netsmith.core.data import Splits, balanced_indices, probe_set
-from netsmith.core.engine import Progress, TrainResult, TrainSettings, evaluate, train
+from netsmith.core.engine import Progress, TrainResult, TrainSettings, evaluate
 from netsmith.core.graph import Chain, Unit
-from netsmith.core.network import Network, Preprocess
+from netsmith.core.network import Network
+from netsmith.core.processes import own_device
 from netsmith.core.profile import Budget
+from netsmith.core.session import placed
+from netsmith.core.sharing import Piece, share
 from netsmith.core.tasks import Classification
+from netsmith.reassembly.affinity import StitchCosts
+from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.candidates import (
+    Candidate,
     adapter_resources,
     choices,
     joint_costs,
+    joints_of,
+    latencies,
     search,
     stages_of,
     stitch_arrays,
+    with_latencies,
 )
+from netsmith.reassembly.finetuning import Trainable, finetune
 from netsmith.reassembly.parents import Parent, chains_of, judge, preprocessing_of, study, with_accuracy
 from netsmith.reassembly.partition import Partition, check_feasible, partition
 from netsmith.reassembly.recipe import FitSpec, Recipe
@@ -41,60 +52,12 @@ from netsmith.reassembly.stitch import Assembled, Probe, ProbeCache, assemble, p
 _LOG = logging.getLogger("netsmith.reassemble")
 
 Init = Literal["lstsq", "random"]
-Trainable = Literal["all", "adapters"]
 Size = Literal["units", "params", "macs"]
+Split = Literal["validation", "test"]
+Stages = Sequence[Sequence[Block]]
 
 VALIDATED = frozenset({"stitch", "knn", "logme"})
 """Scores that look at many images; the others see one batch."""
-
-
-@dataclass
-class Candidate:
-    """A recipe with what is known of it. `scores` are higher-is-better; accuracies are in 0..1 on validation."""
-
-    recipe: Recipe
-    cost: float
-    params: int
-    macs: int
-    scores: dict[str, float]
-    latency_ms: float | None = None
-    memory_mb: float | None = None
-    stitched: float | None = None
-    finetuned: float | None = None
-
-
-def finetune(
-    module: Assembled,
-    data: Splits,
-    settings: TrainSettings,
-    *,
-    trainable: Trainable = "all",
-    preprocess: Preprocess | None = None,
-    checkpoints: Path | None = None,
-    device: str = "cpu",
-    progress: Progress | None = None,
-) -> TrainResult:
-    """Train an assembled network in place: all of it, or adapters and head only; the best epoch on validation stays.
-
-    Raises:
-        TrainingError: the loss is not finite.
-    """
-    task = Classification(module.recipe.num_classes)
-    module.freeze(trainable == "adapters")
-    try:
-        return train(
-            module,
-            data,
-            task,
-            settings,
-            preprocess=preprocess,
-            checkpoint_dir=checkpoints,
-            progress=progress,
-            device=device,
-        )
-    finally:
-        module.freeze(False)
-        module.eval()
 
 
 class Clock:
@@ -113,6 +76,14 @@ class Clock:
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 3)
             _LOG.debug("%s took %.1f s", name, self.seconds[name])
+
+    def share(self, what: str, pieces: Sequence[Piece]) -> list[CacheEntry]:
+        """The results of pieces of work, from the cache or computed, with other processes if there are any."""
+
+        def tell(done: int, total: int, name: str) -> None:
+            self.tell(what, done, total, name)
+
+        return share(pieces, self.cache, tell if what else None)
 
     def tell(self, what: str, done: int | float, total: int | float | None, note: str = "") -> None:
         """Passes on how far a piece of work is."""
@@ -144,39 +115,38 @@ class Run:
             self.parents = study(self.networks, self.data.train.images([0]))
             check_feasible(self._sizes(size), k, eps)
         with self.steps.step("parents"):
-            judged = []
-            for i, parent in enumerate(self.parents):
-                self.steps.tell("judging the zoo on validation", i, len(self.parents), parent.name)
-                accuracy = self._cached_number(
-                    ("accuracy", "validation", self.data.fingerprint, _identity(parent)),
-                    lambda parent=parent: judge(
-                        parent, self.data.validation, len(self.data.classes), device=self.device
-                    ),
-                )
-                judged.append(with_accuracy(parent, accuracy))
-            self.parents = tuple(judged)
-            self.steps.tell("judging the zoo on validation", len(judged), len(judged))
+            accuracies = self._accuracies("validation", "judging the zoo on validation")
+            self.parents = tuple(with_accuracy(p, a) for p, a in zip(self.parents, accuracies, strict=True))
+
+    def _accuracies(self, split: Split, what: str) -> list[float | None]:
+        """Every parent's on a part of the data, each measured by one process."""
+        images = getattr(self.data, split)
+
+        def piece(parent: Parent) -> Piece:
+            def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
+                return {}, {"value": judge(parent, images, len(self.data.classes), device=self.device)}
+
+            return Piece(digest("accuracy", split, self.data.fingerprint, _identity(parent)), parent.name, compute)
+
+        entries = self.steps.share(what, [piece(p) for p in self.parents])
+        return [entry.meta["value"] for entry in entries]
 
     def compare(self, metric: str, biased: bool, grid: int | None, count: int) -> SimilarityTable:
         """Representations of all parents on the probe set, and the similarity of all their cuts."""
         with self.steps.step("representation"):
             images, _ = probe_set(self.data, count, seed=self.seed)
-            reps = []
-            for i, parent in enumerate(self.parents):
-                self.steps.tell("representations", i, len(self.parents), parent.name)
-                reps.append(self._represent(parent, images, grid))
-            self.steps.tell("representations", len(reps), len(reps))
+            entries = self.steps.share("representations", [self._represented(p, images, grid) for p in self.parents])
+            reps = [Representations.from_tensors(entry, entry.meta) for entry in entries]
         with self.steps.step("similarity"):
             return similarity(reps, metric, biased)
 
-    def _represent(self, parent: Parent, images: Tensor, grid: int | None) -> Representations:
+    def _represented(self, parent: Parent, images: Tensor, grid: int | None) -> Piece:
+        def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            with placed(parent.network.model, own_device(self.device), channels_last=False):
+                return represent(parent.chain, parent.network.preprocess(images), grid=grid).to_tensors()
+
         key = digest("representation", 1, _identity(parent), images, str(grid), parent.chain.cuts)
-        if self.steps.cache is not None and (entry := self.steps.cache.load(key)) is not None:
-            return Representations.from_tensors(entry, entry.meta)
-        rep = represent(parent.chain, parent.network.preprocess(images), grid=grid)
-        if self.steps.cache is not None:
-            self.steps.cache.store(key, *rep.to_tensors())
-        return rep
+        return Piece(key, parent.name, compute)
 
     def divide(self, table: SimilarityTable, k: int, eps: float, size: Size, restarts: int) -> Partition:
         """Cut every network into k blocks and group them."""
@@ -201,15 +171,37 @@ class Run:
         stages = stages_of(sets)
         latency_batch = batch if self.budget.latency_ms is not None else None
         with self.steps.step("search"):
-            options = choices(
-                stages, sets, self.parents, len(self.data.classes), latency_batch=latency_batch, memory_batch=batch
-            )
-            adapters = adapter_resources(stages, self.chains, style, latency_batch=latency_batch, memory_batch=batch)
+            options = choices(stages, sets, self.parents, len(self.data.classes), memory_batch=batch)
+            adapters = adapter_resources(stages, self.chains, style, memory_batch=batch)
+            if latency_batch is not None:
+                timed = self._latencies(stages, sets, style, latency_batch)
+                options, adapters = with_latencies(options, adapters, timed)
             # nothing of an infeasible budget depends on the stitch costs, which take longest: refuse it before them
             free = [np.zeros((len(a), len(b))) for a, b in itertools.pairwise(stages)]
             search(options, free, adapters, self.budget, 1, distinct_sets=distinct_sets, mix=mix, solver=solver)
         with self.steps.step("stitch costs"):
-            probe = self.probe(fit_images)
+            costs = self._joint_costs(stages, self.probe(fit_images))
+        with self.steps.step("search"):
+            stitch = stitch_arrays(stages, costs)
+            found = search(
+                options, stitch, adapters, self.budget, count, distinct_sets=distinct_sets, mix=mix, solver=solver
+            )
+        return found
+
+    def _latencies(self, stages: Stages, sets: Partition, style: str, batch: int) -> Mapping[str, Any]:
+        """Of blocks and adapters on this machine, measured by one process."""
+
+        def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            return {}, latencies(stages, sets, self.parents, len(self.data.classes), style, batch)
+
+        where = (platform.node(), torch.__version__, torch.get_num_threads(), self.device)
+        key = digest("latency", 1, *where, self._identities(), stages, len(self.data.classes), style, batch)
+        return self.steps.share("latency", [Piece(key, "blocks and adapters", compute)])[0].meta
+
+    def _joint_costs(self, stages: Stages, probe: Probe) -> StitchCosts:
+        sources, targets = joints_of(stages)
+
+        def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
             inputs = {p.name: p.network.preprocess(probe.images) for p in self.parents}
             costs = joint_costs(
                 stages,
@@ -218,12 +210,14 @@ class Run:
                 seed=self.seed,
                 progress=lambda done, total: self.steps.tell("stitch costs", done, total),
             )
-        with self.steps.step("search"):
-            stitch = stitch_arrays(stages, costs)
-            found = search(
-                options, stitch, adapters, self.budget, count, distinct_sets=distinct_sets, mix=mix, solver=solver
-            )
-        return found
+            return {"values": torch.from_numpy(costs.values)}, {}
+
+        key = digest("stitch costs", 1, self._identities(), sources, targets, probe.images, self.seed)
+        entry = self.steps.share("", [Piece(key, "", compute)])[0]
+        return StitchCosts(tuple(sources), tuple(targets), entry["values"].numpy())
+
+    def _identities(self) -> list[object]:
+        return [(p.name, *_identity(p)) for p in self.parents]
 
     def probe(self, count: int) -> Probe:
         """The labelled images of closed-form fits; a larger set than that of the comparison."""
@@ -253,10 +247,8 @@ class Run:
                 self.data.validation.labels, min(score_images, len(self.data.validation)), self.seed
             )
             images, labels = self.data.validation.images(chosen), self.data.validation.labels[chosen]
-            ranked = []
-            for i, assembly in enumerate(found.assemblies):
-                self.steps.tell("scoring candidates", i, len(found.assemblies))
-                recipe = plan_recipe(
+            recipes = [
+                plan_recipe(
                     assembly.blocks,
                     self.chains,
                     refs,
@@ -265,49 +257,53 @@ class Run:
                     fit=spec,
                     seed=self.seed,
                 )
+                for assembly in found.assemblies
+            ]
+            scored = self._scored(recipes, init, names, probe, images, labels)
+            ranked = []
+            for assembly, recipe, scores in zip(found.assemblies, recipes, scored, strict=True):
                 params, macs = recipe_cost(recipe, self.chains)
                 assert params == assembly.resources["params"], (params, assembly.resources)
                 assert macs == assembly.resources["macs"], (macs, assembly.resources)
-                candidate = Candidate(
-                    recipe,
-                    assembly.cost,
-                    params,
-                    macs,
-                    {},
-                    latency_ms=assembly.resources.get("latency_ms"),
-                    memory_mb=assembly.resources["memory_bytes"] / 1e6,
-                )
-                candidate.scores = self._scores(recipe, init, names, probe, images, labels)
-                candidate.stitched = candidate.scores.get("stitch")
+                latency, memory = assembly.resources.get("latency_ms"), assembly.resources["memory_bytes"] / 1e6
+                candidate = Candidate(recipe, assembly.cost, params, macs, scores, latency, memory)
+                candidate.stitched = scores.get("stitch")
                 ranked.append(candidate)
-            self.steps.tell("scoring candidates", len(ranked), len(ranked))
         return sorted(ranked, key=lambda c: (-c.scores[score], c.cost))
 
-    def _scores(
+    def _scored(
         self,
-        recipe: Recipe,
+        recipes: Sequence[Recipe],
         init: Init,
         names: Sequence[str],
         probe: Probe,
         images: Tensor,
         labels: Tensor,
+    ) -> list[dict[str, float]]:
+        """The scores of every recipe; each recipe is built and scored by one process."""
+
+        def piece(recipe: Recipe) -> Piece:
+            def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
+                return {}, self._scores(recipe, init, names, probe, images, labels)
+
+            about = (recipe.digest, init, sorted(names), self._weights_of(recipe))
+            return Piece(digest("scores", 2, *about, probe.images, images, labels), "", compute)
+
+        entries = self.steps.share("scoring candidates", [piece(recipe) for recipe in recipes])
+        return [{name: entry.meta[name] for name in names} for entry in entries]
+
+    def _scores(
+        self, recipe: Recipe, init: Init, names: Sequence[str], probe: Probe, images: Tensor, labels: Tensor
     ) -> dict[str, float]:
-        wanted = list(names)
-        key = digest("scores", 1, recipe.digest, init, self._weights_of(recipe), probe.images, images, labels)
-        known: dict[str, float] = {}
-        if self.steps.cache is not None and (entry := self.steps.cache.load(key)) is not None:
-            known = dict(entry.meta)
-        missing = [n for n in wanted if n not in known]
-        if missing:
-            module = self.build(recipe, init, probe)
-            inputs = self._preprocess(recipe)(images)
-            for name in missing:
-                many = name in VALIDATED
-                context = ScoreContext(module, inputs if many else inputs[:64], labels if many else labels[:64])
-                known[name] = get_score(name)(context)
-            if self.steps.cache is not None:
-                self.steps.cache.store(key, {}, known)
-        return {n: known[n] for n in wanted}
+        module = self.build(recipe, init, probe)
+        inputs = self._preprocess(recipe)(images)
+        found = {}
+        for name in names:
+            many = name in VALIDATED
+            found[name] = get_score(name)(
+                ScoreContext(module, inputs if many else inputs[:64], labels if many else labels[:64])
+            )
+        return found
 
     def build(self, recipe: Recipe, init: Init, probe: Probe) -> Assembled:
         """The network of a recipe, stitched."""
@@ -355,7 +351,7 @@ class Run:
         assert best is not None
         return best
 
-    def _accuracy(self, module: nn.Module, recipe: Recipe, split: Literal["validation", "test"]) -> float:
+    def _accuracy(self, module: nn.Module, recipe: Recipe, split: Split) -> float:
         images = self.data.validation if split == "validation" else self.data.test
         return evaluate(module, images, self.task, preprocess=self._preprocess(recipe), device=self.device)["accuracy"]
 
@@ -373,26 +369,9 @@ class Run:
                 module.load_state_dict(final)
             else:
                 accuracy["stitched"] = self._accuracy(module, module.recipe, "test")
-            members = {}
-            for i, parent in enumerate(self.parents):
-                self.steps.tell("reading the test part", i, len(self.parents), parent.name)
-                members[parent.name] = self._cached_number(
-                    ("accuracy", "test", self.data.fingerprint, _identity(parent)),
-                    lambda parent=parent: judge(parent, self.data.test, len(self.data.classes), device=self.device),
-                )
-            self.steps.tell("reading the test part", len(members), len(members))
+            values = self._accuracies("test", "reading the test part")
+            members = {p.name: value for p, value in zip(self.parents, values, strict=True)}
         return accuracy, members
-
-    def _cached_number(self, parts: tuple[object, ...], compute) -> float | None:
-        if self.steps.cache is None:
-            return compute()
-        key = digest(*parts)
-        entry = self.steps.cache.load(key)
-        if entry is None:
-            value = compute()
-            self.steps.cache.store(key, {}, {"value": value})
-            return value
-        return entry.meta["value"]
 
 
 def _measure(unit: Unit, size: Size) -> float:
