@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+from browser import Browser, BrowserError, find_browser
 
 install_import_hook("netsmith", "beartype.beartype")
 
@@ -36,3 +39,19 @@ def shared_zoo() -> Path:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium for all pages of a session."""
+    path = find_browser()
+    if path is None:
+        pytest.skip("no Chromium or Chrome is installed: the pages are not tried in a browser")
+    started = Browser(path)
+    try:
+        started.call("Browser.getVersion")
+    except BrowserError as error:
+        started.close()
+        pytest.skip(f"{path} does not start, so the pages are not tried in a browser: {error}")
+    yield started
+    started.close()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import morph_samples
 import pytest
 import samples
-from browser import Browser, BrowserError, Tab, find_browser
 
+from browser import Tab, middle, nameless
 from netsmith.report import write_comparison, write_report
 
 pytestmark = pytest.mark.slow
@@ -46,21 +45,6 @@ FAINT = """(() => {
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = find_browser()
-    if path is None:
-        pytest.skip("no Chromium or Chrome is installed: the pages are not tried in a browser")
-    started = Browser(path)
-    try:
-        started.call("Browser.getVersion")
-    except BrowserError as error:
-        started.close()
-        pytest.skip(f"{path} does not start, so the pages are not tried in a browser: {error}")
-    yield started
-    started.close()
-
-
-@pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> dict[str, Path]:
     """One page of each kind."""
     folder = tmp_path_factory.mktemp("pages")
@@ -70,28 +54,6 @@ def pages(tmp_path_factory) -> dict[str, Path]:
         "autoencoder": write_report(morph_samples.write_morph(folder / "vae", *morph_samples.generation())),
         "comparison": write_comparison(folder / "comparison.html", samples.comparison(9, 15)),
     }
-
-
-def nameless(tab: Tab) -> list[str]:
-    """Roles of pictures and controls that a screen reader would announce without a name."""
-    named = {"image", "slider", "button", "link", "radio", "checkbox", "region", "DisclosureTriangle"}
-    nodes = tab.call("Accessibility.getFullAXTree")["nodes"]
-    return [
-        str(n)[:200]
-        for n in nodes
-        if not n.get("ignored")
-        and n.get("role", {}).get("value") in named
-        and not (n.get("name", {}).get("value") or "").strip()
-    ]
-
-
-def middle(tab: Tab, selector: str, share: float = 0.5) -> tuple[float, float]:
-    """A place on an element, `share` of the way across, after it was scrolled into view."""
-    x, y = tab.run(
-        f"(() => {{ const e = document.querySelector(`{selector}`); e.scrollIntoView({{block: 'center'}});"
-        f" const b = e.getBoundingClientRect(); return [b.x + b.width * {share}, b.y + b.height / 2]; }})()"
-    )
-    return x, y
 
 
 @pytest.mark.parametrize("look", LOOKS)

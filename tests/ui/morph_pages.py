@@ -1,7 +1,13 @@
-"""A small morphable artifact for the page."""
+"""A small morphable artifact, and the page that shows it."""
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import netsmith
@@ -14,3 +20,30 @@ def saved(folder: Path) -> Path:
     )
     result = netsmith.make_morphable(network, netsmith.open_data("digits"), widths=(0.5, 1.0), ratios=(1.0, 0.5))
     return netsmith.save_morphed(result, folder)
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of the page of an artifact, from a process of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "netsmith", "explore", str(folder), "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        _wait(port, server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.communicate(timeout=30)
+
+
+def _wait(port: int, server: subprocess.Popen[str], seconds: float = 180.0) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert server.poll() is None, server.communicate()[1]
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise AssertionError("the page did not come up")

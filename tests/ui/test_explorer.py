@@ -54,6 +54,19 @@ def test_sizes_stay_within_what_is_sensible_and_say_when_they_were_not_fitted(ex
     assert "expect a loss of accuracy" in described(explorer, small, None)
 
 
+def test_the_slider_begins_at_a_hundredth(explorer, monkeypatch):
+    monkeypatch.setattr(type(explorer.model.morphable.space), "ratios", (1 / 3, 1.0))
+    assert explorer._ends() == (0.16, 1.0)
+
+
+def test_the_artifacts_own_accuracies_are_shown(explorer):
+    explorer.accuracy = {"accuracy@0.5": 0.9, "accuracy@1": 0.981}
+    assert "Accuracy measured on test images: 98.1% at 1, 90.0% at 0.5." in described(explorer, explorer.shape(), None)
+    explorer.accuracy = {}
+    assert "Its accuracy was not measured." in described(explorer, explorer.shape(), None)
+    assert " ms" not in described(explorer, explorer.shape(), None), "no image, no time"
+
+
 def test_a_time_that_no_size_meets_is_refused_with_what_can_be_had(explorer):
     with pytest.raises(BudgetError, match=r"latency_ms of 1e-09 ms is below the smallest .* reaches from .* ms"):
         explorer.within(1e-9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Mapping
@@ -70,7 +71,7 @@ class Explorer:
     def _ends(self) -> tuple[float, float]:
         space = self.model.morphable.space
         low, high = space.ratios
-        return min(low / 2, 0.5), high
+        return max(0.01, math.floor(100 * min(low / 2, 0.5)) / 100), high  # the slider goes by hundredths
 
     def resize(self, ratio: float | int) -> Shape:
         """Serve another ratio from now on."""
@@ -96,7 +97,16 @@ class Explorer:
 
         Raises DataError for anything else.
         """
-        x = self.preprocess(self.pixels(image))
+        outputs, took = self._timed(self.preprocess(self.pixels(image)))
+        shares = outputs[0].softmax(dim=0)
+        order = shares.argsort(descending=True).tolist()
+        return Answer({self.classes[k]: float(shares[k]) for k in order}, took)
+
+    def milliseconds(self) -> float:
+        """Of one forward pass at the current size."""
+        return self._timed(torch.zeros(1, *self.preprocess.input_size))[1]
+
+    def _timed(self, x: Tensor) -> tuple[Tensor, float]:
         with torch.no_grad():
             outputs = self.model(x)
             took = []
@@ -104,9 +114,7 @@ class Explorer:
                 began = time.perf_counter()
                 self.model(x)
                 took.append(1e3 * (time.perf_counter() - began))
-        shares = outputs[0].softmax(dim=0)
-        order = shares.argsort(descending=True).tolist()
-        return Answer({self.classes[k]: float(shares[k]) for k in order}, statistics.median(took))
+        return outputs, statistics.median(took)
 
     def pixels(self, image: np.ndarray) -> Tensor:
         """The image `(1, channels, h, w)` in [0, 1], grey or coloured as the network takes it; opacity is dropped."""

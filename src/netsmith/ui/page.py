@@ -18,6 +18,16 @@ from netsmith.ui.explorer import Answer, Explorer, Shape
 HOST = "127.0.0.1"
 _BARS = 24
 """Groups drawn at most; others are counted."""
+_STYLE = """
+#facts p { margin: .4em 0; }
+#facts b { white-space: nowrap; }
+#facts .width { display: grid; grid-template-columns: minmax(6em, 14em) 1fr 6em; gap: .8em; align-items: center; }
+#facts .width span:first-child { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+#facts .width span:last-child { white-space: nowrap; text-align: right; font-variant-numeric: tabular-nums; }
+#facts .lane { height: .7em; border-radius: .2em; background: var(--border-color-primary); }
+#facts .lane span { display: block; height: 100%; border-radius: .2em; background: var(--color-accent); }
+#photo img { object-fit: contain; width: 100%; height: 100%; }
+"""
 
 
 def import_gradio() -> Any:
@@ -83,16 +93,36 @@ def build_page(explorer: Explorer) -> Any:
         gradio.Markdown(f"# {explorer.name}\n\nOne artifact, any size. Drop an image, then move the slider.")
         with gradio.Row():
             with gradio.Column():
-                image = gradio.Image(label="image", type="numpy", image_mode=None, sources=["upload", "clipboard"])
-                ratio = gradio.Slider(low, high, value=min(1.0, high), step=0.01, label="size (ratio of every width)")
-                with gradio.Row():
-                    target = gradio.Number(label="or at most so many milliseconds for one image", minimum=0)
-                    fit = gradio.Button("find the size")
+                image = gradio.Image(
+                    label="image",
+                    type="numpy",
+                    image_mode=None,
+                    sources=["upload", "clipboard"],
+                    height=260,
+                    elem_id="photo",
+                )
+                ratio = gradio.Slider(
+                    low,
+                    high,
+                    value=min(1.0, high),
+                    step=0.01,
+                    label="size (ratio of every width)",
+                    elem_id="ratio",
+                    buttons=[],  # the one to reset moves the slider and tells nobody
+                )
+                target = gradio.Number(
+                    _rounded(explorer.milliseconds()),
+                    label="or at most so many milliseconds for one image",
+                    step=0.01,
+                    elem_id="target",
+                )
+                fit = gradio.Button("find the size", elem_id="fit")
             with gradio.Column():
-                label = gradio.Label(label="prediction", num_top_classes=5)
-                facts = gradio.HTML(described(explorer, explorer.shape(), None))
+                label = gradio.Label(label="prediction", num_top_classes=5, elem_id="prediction")
+                facts = gradio.HTML(described(explorer, explorer.shape(), None), elem_id="facts", padding=True)
         moved = {"inputs": [image, ratio], "outputs": [label, facts], "show_progress": "hidden"}
-        ratio.change(at_ratio, **moved, trigger_mode="always_last", api_name="at_ratio")
+        # `input`, not `change`: a size found for a time moves the slider, which must not choose another size by that
+        ratio.input(at_ratio, **moved, trigger_mode="always_last", api_name="at_ratio")
         image.change(at_ratio, **moved, api_name=False)
         asked = {"inputs": [image, target], "outputs": [label, facts, ratio]}
         fit.click(at_latency, **asked, api_name="at_latency")
@@ -108,30 +138,47 @@ def serve(explorer: Explorer, port: int, *, block: bool = True) -> str:
     page = build_page(explorer)
     page.queue(default_concurrency_limit=1)
     page.launch(
-        server_name=HOST, server_port=chosen, share=False, quiet=True, prevent_thread_lock=not block, theme=theme
+        server_name=HOST,
+        server_port=chosen,
+        share=False,
+        quiet=True,
+        prevent_thread_lock=not block,
+        theme=theme,
+        css=_STYLE,
+        footer_links=["api", "settings"],
     )
     return f"http://{HOST}:{chosen}"
 
 
 def described(explorer: Explorer, shape: Shape, answer: Answer | None) -> str:
     """The size as HTML: numbers, and a bar for each width group."""
-    time = "no image yet" if answer is None else f"{answer.milliseconds:.2f} ms"
+    time = "" if answer is None else f" &middot; <b>{_rounded(answer.milliseconds):g} ms</b> an image"
     warning = (
-        "" if shape.fitted else "<p role='status'>outside the range that was fitted: expect a loss of accuracy</p>"
+        "" if shape.fitted else "<p role='status'>Outside the range that was fitted: expect a loss of accuracy.</p>"
     )
     bars = []
     for name, (width, full) in list(shape.widths.items())[:_BARS]:
         share = min(100.0, 100.0 * width / full)
         bars.append(
-            f"<tr><td>{escape(name)}</td><td style='width:60%'><div style='background:#4a7bd0;height:.7em;"
-            f"width:{share:.1f}%' role='img' aria-label='{width} of {full} channels'></div></td>"
-            f"<td>{width} of {full}</td></tr>"
+            f"<div class='width'><span title='{escape(name)}'>{escape(name)}</span>"
+            f"<span class='lane'><span style='width:{share:.1f}%'></span></span><span>{width} of {full}</span></div>"
         )
     more = len(shape.widths) - len(bars)
     rest = f"<p>and {more} more widths</p>" if more > 0 else ""
-    known = ", ".join(f"{name} {100 * value:.1f}%" for name, value in explorer.accuracy.items())
     return (
-        f"<p><b>ratio {shape.ratio:.2f}</b> &middot; <b>{format_count(shape.params)}</b> params &middot; "
-        f"<b>{format_count(shape.macs)}</b> MACs &middot; <b>{time}</b> an image</p>{warning}"
-        f"<table style='width:100%'>{''.join(bars)}</table>{rest}<p>measured on test: {escape(known) or 'nothing'}</p>"
+        f"<p class='size' aria-live='polite'><b>ratio {shape.ratio:.2f}</b> &middot; "
+        f"<b>{format_count(shape.params)}</b> params &middot; <b>{format_count(shape.macs)}</b> MACs{time}</p>{warning}"
+        f"<p>Channels of each width group:</p>{''.join(bars)}{rest}<p>{escape(_measured(explorer))}</p>"
     )
+
+
+def _rounded(value: float) -> float:
+    """Two significant digits."""
+    return float(f"{value:.2g}")
+
+
+def _measured(explorer: Explorer) -> str:
+    """The artifact's own accuracies, by ratio."""
+    found = [(float(key.partition("@")[2]), value) for key, value in explorer.accuracy.items() if "@" in key]
+    known = ", ".join(f"{100 * value:.1f}% at {ratio:g}" for ratio, value in sorted(found, reverse=True))
+    return f"Accuracy measured on test images: {known}." if known else "Its accuracy was not measured."

@@ -134,9 +134,9 @@ class Browser:
             self.events.append(self._receive(until))
 
     def open(
-        self, file: Path, *, width: int = 1200, height: int = 900, dark: bool = False, scripts: bool = True
+        self, page: Path | str, *, width: int = 1200, height: int = 900, dark: bool = False, scripts: bool = True
     ) -> Tab:
-        """A new tab that has loaded `file`."""
+        """A new tab that has loaded `page`, a file or an address."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         tab = Tab(self, session, target)
@@ -148,7 +148,7 @@ class Browser:
         still = {"name": "prefers-reduced-motion", "value": "reduce"}
         tab.call("Emulation.setEmulatedMedia", features=[scheme, still])
         tab.call("Emulation.setScriptExecutionDisabled", value=not scripts)
-        tab.call("Page.navigate", url=file.resolve().as_uri())
+        tab.call("Page.navigate", url=page.resolve().as_uri() if isinstance(page, Path) else page)
         self.wait("Page.loadEventFired", session)
         return tab
 
@@ -225,3 +225,25 @@ class Tab:
         clip = {"x": x, "y": y, "width": width, "height": height, "scale": 1}
         data = self.call("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)["data"]
         return base64.b64decode(data)
+
+
+def nameless(tab: Tab) -> list[str]:
+    """Roles of pictures and controls that a screen reader would announce without a name."""
+    named = {"image", "slider", "button", "link", "radio", "checkbox", "region", "DisclosureTriangle"}
+    nodes = tab.call("Accessibility.getFullAXTree")["nodes"]
+    return [
+        str(n)[:200]
+        for n in nodes
+        if not n.get("ignored")
+        and n.get("role", {}).get("value") in named
+        and not (n.get("name", {}).get("value") or "").strip()
+    ]
+
+
+def middle(tab: Tab, selector: str, share: float = 0.5) -> tuple[float, float]:
+    """A place on an element, `share` of the way across, after it was scrolled into view."""
+    x, y = tab.run(
+        f"(() => {{ const e = document.querySelector(`{selector}`); e.scrollIntoView({{block: 'center'}});"
+        f" const b = e.getBoundingClientRect(); return [b.x + b.width * {share}, b.y + b.height / 2]; }})()"
+    )
+    return x, y
