@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from netsmith.cli.demo import MEMBERS
 from netsmith.cli.main import main
+from netsmith.config import load_morph_config
 
 
 @pytest.mark.slow
@@ -37,6 +39,12 @@ def test_the_demo_tells_its_story(tmp_path, capsys):
     assert found[0.5]["accuracy"] > 0.85
     assert found[0.25]["accuracy"] > widths["floor"]
     assert "at any width, from one artifact" in text
+    # the page of the reassembly leads to that of its family, and back; the config is all that the family needs
+    assert 'href="any_width/report.html"' in (out / "report.html").read_text()
+    assert 'href="../report.html"' in (out / "any_width" / "report.html").read_text()
+    config = load_morph_config(out / "any_width" / "config.yaml")
+    assert Path(config.network.source) == out / "artifact"
+    assert list(config.ratios) == [w["ratio"] for w in widths["widths"]]
     # a size of it is a source
     assert main(["evaluate", f"{out / 'any_width' / 'artifact'}@0.5", "--data", "digits", "--json"]) == 0
     # its zoo is made of artifacts like those of `netsmith train`

@@ -37,6 +37,8 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     """Train the zoo, reassemble it, and morph what came out."""
     import torch
 
+    from netsmith.report import write_report
+
     from . import morph, reassemble, train
     from .folder import check_folder, open_folder
     from .networks import device_of
@@ -60,6 +62,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
         reassemble.show_written(out, session)
         with console.progress() as bars:
             morph_result(out, arguments.seed, device, bars)
+        write_report(out)  # once more: it links to the family that is there now
     finally:
         torch.set_num_threads(threads)
     console.result("\nThat network at any width, from one artifact:")
@@ -97,7 +100,7 @@ def reassemble_zoo(out: Path, seed: int | None, device: str, progress: Progress)
 
 def morph_result(out: Path, seed: int | None, device: str, progress: Progress) -> None:
     """Run the preset `demo_morph` on the artifact in `out`; results go to `out`/any_width."""
-    from netsmith.config import load_morph_config
+    from netsmith.config import dump_config, load_morph_config
     from netsmith.core.output import write_text
 
     from .morphing import execute
@@ -106,7 +109,9 @@ def morph_result(out: Path, seed: int | None, device: str, progress: Progress) -
     write_text(file, presets.read("demo_morph"))
     overrides = [f"device={device}"] + ([] if seed is None else [f"seed={seed}"])
     folder.mkdir(exist_ok=True)
-    execute(load_morph_config(file, overrides), folder, device=device, progress=progress)
+    config = load_morph_config(file, overrides)
+    write_text(folder / "config.yaml", dump_config(config))  # as `netsmith morph` leaves it
+    execute(config, folder, device=device, progress=progress)
 
 
 def _marked(text: str, seed: int | None) -> str:
