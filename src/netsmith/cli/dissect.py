@@ -1,7 +1,8 @@
 """A network's units: where it can be cut, what lies between, and what each piece costs.
 
 SOURCE is one of: timm:NAME, torchvision:NAME, netsmith:NAME, smp:ARCHITECTURE/ENCODER, py:PATH.py:FUNCTION (runs that
-code), each optionally with #WEIGHTS (a local .safetensors or .pt file); or an artifact folder.
+code), each optionally with #WEIGHTS (a local .safetensors or .pt file); an artifact's folder, or hf:ORG/NAME, an
+artifact of the Hugging Face Hub.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ It needs the extra `ui` (gradio). Nothing leaves the machine. Ctrl-C ends it.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from .options import add_common
 from .session import Session
@@ -22,7 +21,7 @@ PORT = 7860
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the artifact and the port."""
-    parser.add_argument("artifact", metavar="ARTIFACT", help="folder of a morphable artifact")
+    parser.add_argument("artifact", metavar="ARTIFACT", help="folder of a morphable artifact, or hf:ORG/NAME")
     parser.add_argument(
         "--port", type=_port, default=PORT, metavar="N", help=f"of 127.0.0.1 (default: {PORT}; 0: any free one)"
     )
@@ -34,9 +33,11 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     from netsmith.ui.explorer import Explorer
     from netsmith.ui.page import free_port, import_gradio, serve
 
+    from .networks import artifact_folder
+
     import_gradio()
     port = free_port(arguments.port)
-    explorer = Explorer(Path(arguments.artifact))
+    explorer = Explorer(artifact_folder(arguments.artifact))
     session.console.result(f"open http://127.0.0.1:{port} (Ctrl-C ends it)")
     serve(explorer, port)
     return 0

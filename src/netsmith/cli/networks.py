@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 
@@ -29,6 +30,21 @@ def load_network(
             "Choose other data with --data, or another network."
         )
     return network
+
+
+def artifact_folder(text: str) -> Path:
+    """The folder of an ARTIFACT argument: itself, or where one of the Hub (`hf:ORG/NAME`) was brought.
+
+    Raises:
+        SourceError: `hf:` with something else behind it, or with a size.
+        HubError: the Hub has no such artifact, or is out of reach.
+    """
+    if not text.startswith("hf:"):
+        return Path(text)
+    source = parse_source(text)
+    if source.detail is not None:
+        raise SourceError(f"'{text}': here an artifact of all sizes is meant. Name it without '@{source.detail}'.")
+    return Path(source.name)
 
 
 def resized_norms(source: str, network: Network) -> bool:

@@ -40,7 +40,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the artifact, the size and the output folder."""
-    parser.add_argument("artifact", metavar="ARTIFACT", help="folder of a morphable artifact")
+    parser.add_argument("artifact", metavar="ARTIFACT", help="folder of a morphable artifact, or hf:ORG/NAME")
     size = parser.add_argument_group("size (one of them)")
     size.add_argument("--ratio", metavar="R", help="of every width that varies; 1 is the base network's")
     size.add_argument("--params", metavar="N", help="at most so many parameters, such as 150k")
@@ -82,6 +82,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
 
     from .export import show
     from .folder import check_folder
+    from .networks import artifact_folder
 
     request = _request(arguments)
     runnable = arguments.format or arguments.out.suffix[1:]
@@ -89,7 +90,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
         check_out(arguments.out, runnable, overwrite=arguments.overwrite)
     else:
         check_folder(arguments.out, arguments.overwrite)
-    folder = Path(arguments.artifact)
+    folder = artifact_folder(arguments.artifact)
     model = load_morphed(folder)
     widths = model.widths_for(**request)
     how = Sampling(arguments.reads, arguments.noise, arguments.seed or 0)

@@ -13,12 +13,14 @@ from huggingface_hub import CommitOperationAdd
 
 from netsmith.core.artifact import is_artifact, read_manifest, verify
 from netsmith.core.building import unreachable
-from netsmith.errors import ArtifactError, HubError
+from netsmith.core.sources import fetcher
+from netsmith.errors import ArtifactError, HubError, SourceError
 
 HUB = "https://huggingface.co"
 FILES = ["manifest.json", "*.safetensors", "README.md"]
 """What an artifact consists of: nothing else is fetched or put there, and no code."""
 
+_brought: dict[str, Path] = {}
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -60,6 +62,23 @@ def fetch(
             f"timm, its source is timm:NAME (see `netsmith dissect --help`)."
         )
     return Path(folder)
+
+
+@fetcher("hf")
+def bring(repo_id: str) -> Path:
+    """The folder of an artifact that is named as a source, `hf:ORG/NAME`: fetched once while the program runs.
+
+    Raises:
+        SourceError: it is not of the form ORG/NAME. HubError, ArtifactError: as `fetch`.
+    """
+    if not is_hub_id(repo_id):
+        raise SourceError(
+            f"'hf:{repo_id}' must be hf:ORG/NAME, the name of an artifact on the Hugging Face Hub, or hf:ORG/NAME@0.5, "
+            "a morphable one at half its width."
+        )
+    if repo_id not in _brought:
+        _brought[repo_id] = fetch(repo_id)
+    return _brought[repo_id]
 
 
 def _cannot_fetch(repo_id: str, revision: str | None, offline: str, error: Exception) -> str:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from netsmith.core import artifact
+from netsmith.core import hub as _hub  # noqa: F401  artifacts of the Hub (hf:) are sources
 from netsmith.core.cache import digest
 from netsmith.core.libraries import build, commercial_use, facts
 from netsmith.core.output import sha256_file
@@ -129,8 +130,9 @@ def load_source(
 
     Args:
         source: `timm:NAME`, `torchvision:NAME`, `netsmith:NAME`, `smp:ARCHITECTURE/ENCODER`, `py:PATH.py:FUNCTION`
-            (your code: it is run), each optionally with `#WEIGHTS`, a local file; the folder of an artifact; or a
-            module, which is put into eval mode (its parameters are shared, not copied).
+            (your code: it is run), each optionally with `#WEIGHTS`, a local file; the folder of an artifact;
+            `hf:ORG/NAME`, one of the Hugging Face Hub; or a module, which is put into eval mode (its parameters are
+            shared, not copied).
         name: what to call it.
         pretrained: whether to fetch the library's weights (timm, torchvision; smp: its encoder's); otherwise they are
             random.
@@ -148,6 +150,7 @@ def load_source(
         MissingDependencyError: `smp:` without the `seg` extra.
         WeightsError: the weights file cannot be read or does not fit.
         ArtifactError: an artifact folder is damaged.
+        HubError: the Hub has no such artifact, or is out of reach.
     """
     size = None if input_size is None else _triple(input_size)
     manifest: Mapping[str, Any] = {}
@@ -240,7 +243,7 @@ def _ratio(source: Source) -> float:
     except ValueError:
         ratio = 0.0
     if not 0.0 < ratio < float("inf"):
-        raise SourceError(f"'{source}': behind the @ goes a ratio above 0, such as {source.name}@0.5.")
+        raise SourceError(f"'{source}': behind the @ goes a ratio above 0, such as {source.remote or source.name}@0.5.")
     return ratio
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SCHEMES = ("timm", "torchvision", "netsmith", "smp", "py")
 HELP = (
     "A source is timm:NAME, torchvision:NAME, netsmith:NAME, smp:ARCHITECTURE/ENCODER or py:PATH.py:FUNCTION, each "
-    "optionally with #WEIGHTS (a local file), or the folder of an artifact."
+    "optionally with #WEIGHTS (a local file), or the folder of an artifact, or hf:ORG/NAME, an artifact of the "
+    "Hugging Face Hub."
 )
+Fetcher = Callable[[str], Path]
+_fetchers: dict[str, Fetcher] = {}
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,20 @@ class Source:
 
     `scheme` is one of `SCHEMES` or `artifact`; paths are absolute or relative to the working folder.
     `name` is the architecture (timm's with its tag, smp's with its encoder), the path of a `py:` file, or an
-    artifact's folder; `detail` the weights of torchvision, the function of `py:`, or the size of `DIR@SIZE`.
+    artifact's folder; `detail` the weights of torchvision, the function of `py:`, or the size of `DIR@SIZE`. An
+    artifact that was fetched has its name there in `remote` (`hf:ORG/NAME`), and its folder here in `name`.
     """
 
     scheme: str
     name: str
     detail: str | None = None
     weights: Path | None = None
+    remote: str | None = None
 
     def __str__(self) -> str:
         if self.scheme == "artifact":
-            return self.name if self.detail is None else f"{self.name}@{self.detail}"
+            place = self.remote or self.name
+            return place if self.detail is None else f"{place}@{self.detail}"
         joint = {"torchvision": ".", "py": ":"}.get(self.scheme, "")
         text = f"{self.scheme}:{self.name}" + (f"{joint}{self.detail}" if self.detail else "")
         return f"{text}#{self.weights}" if self.weights else text
@@ -52,6 +58,8 @@ class Source:
             return self.name.partition(".")[0]
         if self.scheme == "py":
             return self.detail or "network"
+        if self.remote is not None:
+            return self.remote.rpartition("/")[2]
         return Path(self.name).resolve().name if self.scheme == "artifact" else self.name
 
 
@@ -74,11 +82,24 @@ class Facts:
     note: str = ""
 
 
+def fetcher(scheme: str) -> Callable[[Fetcher], Fetcher]:
+    """Decorator that registers what brings `SCHEME:PLACE` here: from the place to the folder of an artifact."""
+
+    def register(function: Fetcher) -> Fetcher:
+        _fetchers[scheme] = function
+        return function
+
+    return register
+
+
 def parse_source(text: str, base: Path | None = None) -> Source:
     """Take a source string apart; relative paths in it are relative to `base` (default: the working folder).
 
+    An artifact of the Hub (`hf:ORG/NAME`, `hf:ORG/NAME@SIZE`) is fetched, once, into the Hub's cache.
+
     Raises:
         SourceError: empty, an unknown library, or no folder of that name.
+        HubError: the Hub has no such artifact, or is out of reach and it was not fetched before.
     """
     text = text.strip()
     if not text:
@@ -98,11 +119,9 @@ def parse_source(text: str, base: Path | None = None) -> Source:
                 raise SourceError(f"'{text}' must be py:PATH.py:FUNCTION, such as py:my/networks.py:small_net.")
             return Source(scheme, str(_anchor(path, base)), function, file)
         return Source(scheme, rest, None, file)
-    if colon and scheme == "hf":
-        raise SourceError(
-            f"'{text}': a network of the Hugging Face Hub has to be brought here first, in Python: "
-            f"netsmith.from_pretrained('{rest}').save_pretrained(FOLDER). Then FOLDER is a source. {HELP}"
-        )
+    if colon and scheme in _fetchers:
+        place, at, size = rest.partition("@")
+        return Source("artifact", str(_fetchers[scheme](place)), size if at else None, remote=f"{scheme}:{place}")
     return _parse_folder(text, base)
 
 
@@ -115,7 +134,9 @@ def _parse_folder(text: str, base: Path | None) -> Source:
         return Source("artifact", str(_anchor(stem, base)), size)
     scheme, colon, _ = text.partition(":")
     if colon and "/" not in scheme:
-        raise SourceError(f"'{text}' is of an unknown kind '{scheme}:'. {did_you_mean(scheme, SCHEMES)} {HELP}")
+        raise SourceError(
+            f"'{text}' is of an unknown kind '{scheme}:'. {did_you_mean(scheme, (*SCHEMES, *_fetchers))} {HELP}"
+        )
     plain = text.partition("#")[0]
     homes = [s for s, known in _names().items() if plain.partition(".")[0] in known]
     hint = "Did you mean " + " or ".join(f"'{s}:{text}'" for s in homes) + "? " if homes else ""
