@@ -115,3 +115,15 @@ def amount(count: int | float) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count:.0f} bytes"
+
+
+def input_fault(size: tuple[int, ...] | list[int]) -> str | None:
+    """What is wrong with the size (channels, height, width) of a network's input; None for nothing."""
+    if len(size) != 3 or min(size) < 1:
+        return f"expected three numbers of at least 1 (channels, height, width), got {str(list(size))[:80]}"
+    if size[0] > CHANNELS or max(size[1:]) > SIDE or size[0] * size[1] * size[2] > INPUT_VALUES:
+        return (
+            f"expected at most {CHANNELS} channels, {SIDE} pixels a side and {INPUT_VALUES} numbers in all, "
+            f"got {str(list(size))[:80]}"
+        )
+    return None

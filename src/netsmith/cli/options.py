@@ -3,23 +3,48 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
+
+from netsmith.core.consent import code_allowed
+
+from .session import Session
 
 
 def add_common(parser: argparse.ArgumentParser, *, seed: bool = True, device: bool = True) -> None:
-    """Add --seed, --device, --quiet and --debug."""
+    """Add --seed, --run-code, --device, --quiet and --debug."""
     group = parser.add_argument_group("common options")
     if seed:
         group.add_argument(
             "--seed", type=natural, metavar="N", help="seed of everything random (default: the config's, or 0)"
         )
+        group.add_argument(
+            "--run-code",
+            action="store_true",
+            help="artifacts may run the code that they name (py: sources); for your own only",
+        )
+        run = parser.get_default("run")
+        if run is not None:
+            parser.set_defaults(run=_consenting(run))
     if device:
         group.add_argument(
             "--device", type=device_name, metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the best there is)"
         )
     group.add_argument("--quiet", action="store_true", help="no progress bars and notes; results and errors only")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error (also NETSMITH_DEBUG=1)")
+
+
+def _consenting(run: Callable[..., int]) -> Callable[..., int]:
+    """A verb's function that heeds --run-code."""
+
+    @functools.wraps(run)
+    def consenting(arguments: argparse.Namespace, session: Session) -> int:
+        with code_allowed(arguments.run_code):
+            return run(arguments, session)
+
+    return consenting
 
 
 def add_output(parser: argparse.ArgumentParser, *, required: bool, what: str) -> None:

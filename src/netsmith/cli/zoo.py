@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         epilog=examples(*EXAMPLES[1:]),
         description="Loads, dissects and measures every entry of a zoo file (YAML: `networks:`, a list of `source:`s).",
     )
-    checking.set_defaults(parser=checking)
+    checking.set_defaults(parser=checking, run=run)
     checking.add_argument("file", type=Path, metavar="FILE", help="a zoo file")
     checking.add_argument("--offline", action="store_true", help="random weights for entries that would be downloaded")
     checking.add_argument(

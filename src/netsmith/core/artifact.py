@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +22,10 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
 from netsmith import limits
+from netsmith.core.artifact_files import AGAIN, CARD, MANIFEST, check_file, check_inside, plain_name
 from netsmith.core.cache import Cache, CacheEntry, digest, independent
+from netsmith.core.consent import code_allowed, origin, recorded
+from netsmith.core.manifest_fields import ManifestFields, check_fields
 from netsmith.core.output import check_output, is_own, named_os_errors, prepare_output, to_json, write_json, write_text
 from netsmith.core.safetensors_header import check_header
 from netsmith.errors import ArtifactError, OutputError, did_you_mean
@@ -56,8 +58,6 @@ __all__ = [
 SCHEMA = 1
 """Version of the manifest's layout that is written, and the newest that can be read."""
 
-MANIFEST = "manifest.json"
-CARD = "README.md"
 _RESERVED = ("schema", "kind", "files", "versions", "sha256")
 _LIBRARIES = ("netsmith", "torch", "torchvision", "timm", "numpy", "safetensors")
 
@@ -92,7 +92,8 @@ def loader(kind: str) -> Callable[[_L], _L]:
     def register(function: _L) -> _L:
         @functools.wraps(function)
         def loading(folder: Path, *arguments: Any, **named: Any) -> nn.Module:
-            module = function(folder, *arguments, **named)
+            with recorded(str(folder)):
+                module = function(folder, *arguments, **named)
             module.artifact_folder = Path(folder)  # pyright: ignore[reportArgumentType]  no tensor, no module
             return module
 
@@ -135,7 +136,7 @@ def build(manifest: Mapping[str, Any]) -> nn.Module:
     _bring(kind, _builders)
     if kind not in _builders:
         raise ArtifactError(f"a network of kind '{kind}' cannot be built. {did_you_mean(kind, _builders)}")
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), recorded(origin() or "a manifest"):
         return _builders[kind](manifest).eval()
 
 
@@ -191,7 +192,7 @@ def save_artifact(
     with staged(folder, overwrite) as temporary, named_os_errors(folder):
         files = {}
         for name, state in tensors.items():
-            assert _plain_name(name), f"{name!r} must be a plain *.safetensors file name"
+            assert plain_name(name), f"{name!r} must be a plain *.safetensors file name"
             assert name.endswith(".safetensors"), name
             files[name] = _write(temporary / name, tensors_to_bytes(independent(state)))
         files[CARD] = _write(temporary / CARD, card.encode("utf-8"))
@@ -246,11 +247,6 @@ def _swap(temporary: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _plain_name(name: object) -> bool:
-    plain = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is not None
-    return plain and len(str(name)) <= limits.NAME
-
-
 def _manifest_hash(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(to_json({k: v for k, v in record.items() if k != "sha256"}).encode()).hexdigest()
 
@@ -277,7 +273,7 @@ def read_manifest(folder: Path | str, kind: str | None = None) -> dict[str, Any]
     try:
         record = read_json(folder / MANIFEST, most_bytes=limits.MANIFEST_BYTES, most_values=limits.MANIFEST_VALUES)
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder / MANIFEST} cannot be read ({error}): it is damaged. {_AGAIN}") from error
+        raise ArtifactError(f"{folder / MANIFEST} cannot be read ({error}): it is damaged. {AGAIN}") from error
     if not isinstance(record, dict) or type(record.get("schema")) is not int or not isinstance(record.get("kind"), str):
         raise ArtifactError(f"{folder / MANIFEST} is no manifest of an artifact: 'schema' or 'kind' is missing.")
     if record["schema"] > SCHEMA:
@@ -286,35 +282,16 @@ def read_manifest(folder: Path | str, kind: str | None = None) -> dict[str, Any]
             "version. Upgrade with: pip install --upgrade netsmith"
         )
     if record.get("sha256") != _manifest_hash(record):
-        raise ArtifactError(f"{folder / MANIFEST} was altered after it was written: its hash differs. {_AGAIN}")
+        raise ArtifactError(f"{folder / MANIFEST} was altered after it was written: its hash differs. {AGAIN}")
     if kind is not None and record["kind"] != kind:
         raise ArtifactError(f"{folder} is an artifact of kind '{record['kind']}', expected kind '{kind}'.")
     files = record.setdefault("files", {})
     if not isinstance(files, dict):
-        raise ArtifactError(f"{folder / MANIFEST} lists its files as {type(files).__name__}, expected names. {_AGAIN}")
+        raise ArtifactError(f"{folder / MANIFEST} lists its files as {type(files).__name__}, expected names. {AGAIN}")
     for name, entry in files.items():
-        _check_file(folder, name, entry)
+        check_file(folder, name, entry)
+    check_fields(record, ManifestFields, folder)
     return record
-
-
-def check_inside(folder: Path, name: str) -> None:
-    """That a file of an artifact is a file of its folder, and no link to somewhere else.
-
-    What the Hub's downloads look like is allowed: links from `snapshots/REVISION` to `blobs` beside it.
-
-    Raises:
-        ArtifactError: a link that leads out of the folder: what it shows would be read, copied and published.
-    """
-    home, real = folder.resolve(), (folder / name).resolve()
-    kept = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
-    if real.parent not in (home, kept):
-        raise ArtifactError(
-            f"{folder / name} is a link to {real}, out of the folder of the artifact: refused. Copy the file itself "
-            "there if it is yours."
-        )
-
-
-_AGAIN = "Copy the artifact again from where it came, or build it anew."
 
 
 def _no_artifact(folder: Path) -> str:
@@ -329,25 +306,6 @@ def _no_artifact(folder: Path) -> str:
     return f"{folder} is no artifact: it has no {MANIFEST}."
 
 
-def _check_file(folder: Path, name: object, entry: object) -> None:
-    if not _plain_name(name):
-        raise ArtifactError(f"{folder / MANIFEST} lists {str(name)[:80]!r}, which is no plain file name: refused.")
-    assert isinstance(name, str)
-    if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str) or type(entry.get("bytes")) is not int:
-        raise ArtifactError(f"{folder / MANIFEST} has no hash and size for {name}. {_AGAIN}")
-    check_inside(folder, name)
-    if name == CARD:
-        return  # people may edit the card; nothing is read from it
-    file = folder / name
-    if not file.is_file():
-        raise ArtifactError(f"{folder} lacks {name}, which its manifest lists. {_AGAIN}")
-    size = file.stat().st_size
-    if size < entry["bytes"]:
-        raise ArtifactError(f"{file} is truncated: {size} bytes, expected {entry['bytes']}. {_AGAIN}")
-    if size > entry["bytes"]:
-        raise ArtifactError(f"{file} was altered: {size} bytes, expected {entry['bytes']}. {_AGAIN}")
-
-
 def read_tensors(folder: Path | str, file: str = "weights.safetensors") -> dict[str, Tensor]:
     """The tensors of one file of an artifact, verified against the manifest's hash.
 
@@ -359,7 +317,7 @@ def read_tensors(folder: Path | str, file: str = "weights.safetensors") -> dict[
     if file not in files:
         raise ArtifactError(f"The manifest of {folder} lists no {file}. {did_you_mean(file, files)}")
     if not file.endswith(".safetensors"):
-        raise ArtifactError(f"{folder / file} is no *.safetensors file, and nothing else holds tensors. {_AGAIN}")
+        raise ArtifactError(f"{folder / file} is no *.safetensors file, and nothing else holds tensors. {AGAIN}")
     size = files[file]["bytes"]
     if size > limits.memory():
         raise ArtifactError(
@@ -368,12 +326,12 @@ def read_tensors(folder: Path | str, file: str = "weights.safetensors") -> dict[
         )
     data = (folder / file).read_bytes()
     if hashlib.sha256(data).hexdigest() != files[file]["sha256"]:
-        raise ArtifactError(f"{folder / file} was altered after it was written: its hash differs. {_AGAIN}")
+        raise ArtifactError(f"{folder / file} was altered after it was written: its hash differs. {AGAIN}")
     try:
         check_header(data, len(data))
         return tensors_from_bytes(data)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise ArtifactError(f"{folder / file} is no safetensors file ({error}). {_AGAIN}") from error
+        raise ArtifactError(f"{folder / file} is no safetensors file ({error}). {AGAIN}") from error
 
 
 def verify(folder: Path | str) -> dict[str, Any]:
@@ -385,16 +343,22 @@ def verify(folder: Path | str) -> dict[str, Any]:
     return record
 
 
-def load(folder: Path | str) -> nn.Module:
+def load(folder: Path | str, *, run_code: bool = False) -> nn.Module:
     """The module held by an artifact folder, in eval mode, on the CPU.
 
+    Args:
+        folder: the artifact.
+        run_code: whether it may run the code that it names (sources `py:PATH.py:FUNCTION`) to be built.
+
     Raises:
-        ArtifactError: the folder is no artifact, is damaged, or of a kind that no loader knows.
+        ArtifactError: the folder is no artifact, is damaged, of a kind that no loader knows, or would run code and may
+            not.
     """
     record = read_manifest(folder)
     kind = str(record["kind"])
     _bring(kind, _loaders)
     if kind not in _loaders:
         raise ArtifactError(f"{folder} is of kind '{kind}', which cannot be loaded. {did_you_mean(kind, _loaders)}")
-    with torch.random.fork_rng(devices=[]):  # building a module draws its initial weights: not from the caller's stream
+    # building a module draws its initial weights: not from the caller's stream
+    with torch.random.fork_rng(devices=[]), code_allowed(run_code):
         return _loaders[kind](Path(folder)).eval()

@@ -20,8 +20,9 @@ import torchvision.models as tv
 from torch import nn
 
 from netsmith.core.artifact import is_artifact
-from netsmith.core.building import call, downloading
+from netsmith.core.building import TooLargeError, bounded, call, check_options, downloading
 from netsmith.core.cache import digest
+from netsmith.core.consent import check_code, origin
 from netsmith.core.library_smp import smp_build, smp_facts
 from netsmith.core.sources import HELP, Facts, Source, seeded
 from netsmith.core.weights import check_weights_file
@@ -65,6 +66,14 @@ def build(source: Source, *, pretrained: bool, seed: int, options: Mapping[str, 
     """
     known = facts(source, pretrained=pretrained)
     pretrained = pretrained and source.weights is None
+    if source.scheme != "py":
+        if origin() is not None:  # an artifact has weights of its own: none are fetched for it
+            options = {key: value for key, value in options.items() if key != "encoder_weights"}
+        check_options(source, options)
+        if options:
+            state_values(source, options)  # on shapes alone: absurd sizes are refused before anything is allocated
+        with bounded(), seeded(seed):
+            return _BUILD[source.scheme](source, known, pretrained, dict(options))
     with seeded(seed):
         return _BUILD[source.scheme](source, known, pretrained, dict(options))
 
@@ -80,13 +89,20 @@ def class_names(source: Source) -> tuple[str, ...]:
 
 
 def state_values(source: Source, options: Mapping[str, Any], *, parameters: bool = False) -> int:
-    """Numbers in a network's state dict (or its parameters alone), given no memory where the architecture allows."""
+    """Numbers in a network's state dict (or its parameters alone), given no memory where the architecture allows.
+
+    Raises SourceError for a network that cannot be built, or that is too large for this machine.
+    """
+    check_options(source, options)
     with seeded(0):
         try:
-            with torch.device("meta"):
+            with bounded(), torch.device("meta"):
                 model = _BUILD[source.scheme](source, Facts(), False, dict(options))
+        except TooLargeError:
+            raise
         except (RuntimeError, NotImplementedError, SourceError):  # an initialiser that needs real numbers
-            model = _BUILD[source.scheme](source, Facts(), False, dict(options))
+            with bounded():
+                model = _BUILD[source.scheme](source, Facts(), False, dict(options))
     return sum(value.numel() for value in (model.parameters() if parameters else model.state_dict().values()))
 
 
@@ -256,6 +272,7 @@ def _py_facts(source: Source, pretrained: bool) -> Facts:
 
 
 def _py_build(source: Source, known: Facts, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    check_code(Path(source.name), source.detail or "")
     _log.warning("running your code: %s of %s", source.detail, source.name)
     module = _run_file(Path(source.name))
     function = getattr(module, source.detail or "", None)

@@ -15,14 +15,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from netsmith import limits
 from netsmith.core import artifact
 from netsmith.core import hub as _hub  # noqa: F401  artifacts of the Hub (hf:) are sources
 from netsmith.core.cache import digest
 from netsmith.core.libraries import build, commercial_use, facts
+from netsmith.core.manifest_fields import ImageFields, check_fields
 from netsmith.core.output import sha256_file
 from netsmith.core.sources import Facts, Source, parse_source
 from netsmith.core.weights import load_state, load_weights_file, mismatch
-from netsmith.errors import ArtifactError, DataError, SourceError
+from netsmith.errors import DataError, SourceError
 
 _log = logging.getLogger("netsmith.zoo")
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
@@ -70,10 +72,10 @@ class Preprocess:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Preprocess:
-        """The inverse of `to_json`."""
-        channels, height, width = value["input_size"]
-        mean, std = tuple(map(float, value["mean"])), tuple(map(float, value["std"]))
-        return Preprocess(mean, std, (int(channels), int(height), int(width)), str(value["interpolation"]))
+        """The inverse of `to_json`. Raises ArtifactError."""
+        plain = {key: list(v) if isinstance(v, tuple) else v for key, v in dict(value).items()}
+        found = check_fields(plain, ImageFields, "a network's 'preprocess'")
+        return Preprocess(tuple(found.mean), tuple(found.std), found.shape, found.interpolation)
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ def load_source(
     licence: str | None = None,
     options: Mapping[str, Any] | None = None,
     base: Path | None = None,
+    run_code: bool = False,
 ) -> Network:
     """Load a network by its source string, or take a module as it is.
 
@@ -144,6 +147,7 @@ def load_source(
         licence: of the weights, where the source does not tell.
         options: further arguments of the function that builds the network.
         base: folder that relative paths in `source` start from; default: the working folder.
+        run_code: whether an artifact may run the code that it names; a `py:` source that is given here is run.
 
     Raises:
         SourceError: nothing of that name, or it cannot be built or fetched.
@@ -153,6 +157,8 @@ def load_source(
         HubError: the Hub has no such artifact, or is out of reach.
     """
     size = None if input_size is None else _triple(input_size)
+    if num_classes is not None and not 0 <= num_classes <= limits.CLASSES:
+        raise SourceError(f"num_classes is a number from 0 to {limits.CLASSES}, got {num_classes}.")
     manifest: Mapping[str, Any] = {}
     parsed = None if isinstance(source, nn.Module) else parse_source(source, base)
     called = name or (type(source).__name__.lower() if parsed is None else speakable(parsed.default_name))
@@ -160,7 +166,7 @@ def load_source(
         assert isinstance(source, nn.Module)
         known, model, weights_hash = Facts(mean=(0.0,), std=(1.0,)), source, None
     elif parsed.scheme == "artifact":
-        (known, model, manifest), weights_hash = _open_artifact(parsed), None
+        (known, model, manifest), weights_hash = _open_artifact(parsed, run_code), None
     else:
         known = facts(parsed, pretrained=pretrained)
         wanted = builder_options(parsed, known, num_classes, size, options, pretrained)
@@ -198,8 +204,9 @@ def provenance_of(rows: Iterable[Mapping[str, Any]]) -> tuple[Provenance, ...]:
 
 
 def _triple(size: Sequence[int]) -> tuple[int, int, int]:
-    if len(size) != 3 or min(size) < 1:
-        raise SourceError(f"input_size is (channels, height, width), got {list(size)}.")
+    fault = limits.input_fault(list(size))
+    if fault is not None:
+        raise SourceError(f"input_size is (channels, height, width): {fault}.")
     return (int(size[0]), int(size[1]), int(size[2]))
 
 
@@ -208,7 +215,7 @@ def speakable(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
 
 
-def _open_artifact(source: Source) -> tuple[Facts, nn.Module, Mapping[str, Any]]:
+def _open_artifact(source: Source, run_code: bool) -> tuple[Facts, nn.Module, Mapping[str, Any]]:
     known = facts(source)
     manifest = artifact.read_manifest(source.name)
     if source.detail is not None and manifest["kind"] != "morph":
@@ -221,15 +228,10 @@ def _open_artifact(source: Source) -> tuple[Facts, nn.Module, Mapping[str, Any]]
     known = replace(known, commercial=manifest.get("commercial"), num_classes=manifest.get("num_classes"))
     known = replace(known, task=str(manifest.get("task", known.task)))
     if "preprocess" in manifest:
-        try:
-            found = Preprocess.from_json(manifest["preprocess"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(
-                f"The manifest of {source.name} has a 'preprocess' that cannot be read: {error}"
-            ) from error
+        found = Preprocess.from_json(manifest["preprocess"])
         known = replace(known, mean=found.mean, std=found.std)
         known = replace(known, input_size=found.input_size, interpolation=found.interpolation)
-    model = artifact.load(source.name)
+    model = artifact.load(source.name, run_code=run_code)
     if manifest["kind"] == "morph":
         assert isinstance(model, artifact.Sized)
         model = model.at(1.0 if ratio is None else ratio)

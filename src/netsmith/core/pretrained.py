@@ -48,7 +48,7 @@ def save_pretrained(module: nn.Module, folder: Path | str, *, overwrite: bool = 
 def _unchanged(module: nn.Module, origin: Path) -> bool:
     """Whether a module still holds what its artifact gives."""
     try:
-        fresh = load(origin).state_dict()
+        fresh = load(origin, run_code=True).state_dict()  # what made the module runs again
     except NetsmithError:
         return False  # damaged meanwhile, or made of modules that loading has to be given
     own = module.state_dict()
@@ -83,7 +83,7 @@ def from_pretrained(
         revision: of the Hub: a branch, tag or commit.
         token: of the Hub, for what is not public; default: the one of `hf auth login`.
         cache_dir: where downloads are kept; default: the Hub's own cache.
-        run_code: whether an artifact of the Hub may run files of yours (sources `py:PATH.py:FUNCTION`) to be built.
+        run_code: whether it may run files of yours (sources `py:PATH.py:FUNCTION`) to be built.
 
     Raises:
         ArtifactError: no artifact, a damaged one, or one that would run code and may not.
@@ -91,7 +91,7 @@ def from_pretrained(
     """
     text = str(folder_or_id)
     if Path(text).expanduser().exists() or not is_hub_id(text):
-        return load(Path(text).expanduser())
+        return load(Path(text).expanduser(), run_code=run_code)
     folder = fetch(text, revision=revision, token=token, cache_dir=cache_dir)
     code = code_sources(folder)
     if code and not run_code:
@@ -99,7 +99,7 @@ def from_pretrained(
             f"'{text}' of the Hub is built by running code: {', '.join(code)}. If those files are yours and you trust "
             "them, pass run_code=True."
         )
-    return load(folder)
+    return load(folder, run_code=run_code)
 
 
 def push_to_hub(

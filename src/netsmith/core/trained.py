@@ -5,19 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, field_validator
 from torch import nn
 
+from netsmith import limits
 from netsmith.core.artifact import builder, loader, read_manifest, read_tensors, save_artifact
+from netsmith.core.consent import origin, recorded
 from netsmith.core.licences import licence_lines, source_lines
-from netsmith.core.network import Network, load_source, provenance_of
-from netsmith.core.sources import parse_source
+from netsmith.core.manifest_fields import Fields, PreprocessFields, Text, check_fields
+from netsmith.core.network import Network, Preprocess, load_source, provenance_of
+from netsmith.core.running import check_runs
+from netsmith.core.sources import SCHEMES, parse_source
 from netsmith.core.weights import load_state
-from netsmith.errors import ArtifactError, SourceError
+from netsmith.errors import SourceError
 
 KIND = "network"
 WEIGHTS = "weights.safetensors"
+
+
+class NetworkFields(Fields):
+    """What builds the network; `source` is the architecture, never its weights."""
+
+    source: Text
+    options: dict[str, Any]
+    num_classes: Annotated[int, Field(ge=0, le=limits.CLASSES)] | None
+    preprocess: PreprocessFields
+
+    @field_validator("source")
+    @classmethod
+    def _an_architecture(cls, value: str) -> str:
+        if value.partition(":")[0] not in SCHEMES or "#" in value:
+            raise ValueError(f"expected one of {', '.join(SCHEMES)}: and the name of an architecture")
+        return value
 
 
 def save_network(
@@ -98,8 +119,10 @@ def load_network(folder: Path) -> nn.Module:
         ArtifactError: the manifest lacks what builds the network.
         WeightsError: the weights do not fit what was built.
     """
-    model = build_network(read_manifest(folder, KIND))
+    manifest = read_manifest(folder, KIND)
+    model = build_network(manifest)
     load_state(model, read_tensors(folder, WEIGHTS), str(folder / WEIGHTS))
+    check_runs(model, Preprocess.from_json(manifest["preprocess"]).input_size, str(folder))
     return model.eval()
 
 
@@ -111,12 +134,13 @@ def build_network(manifest: Mapping[str, Any]) -> nn.Module:
         ArtifactError: the manifest lacks what builds the network.
         SourceError: its source names nothing any more.
     """
-    try:
-        source, options = manifest["source"], manifest["options"]
-        size, classes = manifest["preprocess"]["input_size"], manifest["num_classes"]
-    except KeyError as error:
-        raise ArtifactError(f"The manifest lacks {error}, so the network cannot be built.") from error
-    return load_source(source, pretrained=False, num_classes=classes, input_size=size, options=options).model
+    found = check_fields(manifest, NetworkFields, origin() or "a network")
+    size, options = found.preprocess.input_size, found.options
+    with recorded(origin() or "the manifest"):
+        network = load_source(
+            found.source, pretrained=False, num_classes=found.num_classes, input_size=size, options=options
+        )
+    return network.model
 
 
 def skeleton(network: Network) -> dict[str, Any]:

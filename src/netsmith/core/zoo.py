@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from netsmith import limits
 from netsmith.core import artifact
 from netsmith.core import trained as _trained  # noqa: F401  its loader must be there when an artifact is a source
 from netsmith.core.document import load_document
@@ -56,13 +57,13 @@ class SourceInfo:
 class ZooEntry(BaseModel):
     """One network of a zoo, as a config file names it; a bare string is its source."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     source: str = Field(
         description="timm:NAME, torchvision:NAME, netsmith:NAME, smp:ARCH/ENCODER, py:PATH.py:FUNCTION or a folder"
     )
     name: str | None = Field(default=None, description="what to call it; default: the architecture's name")
-    num_classes: int | None = Field(default=None, ge=1, description="classes of its head")
+    num_classes: int | None = Field(default=None, ge=1, le=limits.CLASSES, description="classes of its head")
     input_size: tuple[int, int, int] | None = Field(default=None, description="channels, height, width")
     mean: tuple[float, ...] | None = Field(default=None, description="per channel, of images in [0, 1]")
     std: tuple[float, ...] | None = Field(default=None, description="per channel, of images in [0, 1]")
@@ -94,8 +95,9 @@ class ZooEntry(BaseModel):
     @field_validator("input_size")
     @classmethod
     def _positive(cls, value: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
-        if value is not None and min(value) < 1:
-            raise ValueError(f"expected three numbers of at least 1 (channels, height, width), got {list(value)}")
+        fault = None if value is None else limits.input_fault(value)
+        if fault is not None:
+            raise ValueError(fault)
         return value
 
     @field_validator("std")

@@ -6,6 +6,7 @@ Positions along a width are relative: channel `j` of `n` has its cell's centre a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from netsmith import limits
 from netsmith.core.channels import Axis, WidthGroup
+from netsmith.errors import MorphError
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,26 @@ def slots(tensors: Mapping[str, Tensor], groups: Sequence[WidthGroup]) -> tuple[
         for name, t in tensors.items()
         if name in found
     )
+
+
+def check_affordable(found: Sequence[Slot], base: Mapping[str, int], widths: Mapping[str, int]) -> None:
+    """That tensors at these widths fit into this machine, before one is made; `base` are the base network's widths.
+
+    A network is held about four times while it is made: as it is read, as it is put in place, and as it was before.
+
+    Raises:
+        MorphError: they do not; or a width is beyond `limits.WIDTH`.
+    """
+    for name, width in widths.items():
+        if width > limits.WIDTH:
+            raise MorphError(f"'{name}' would have {width} channels, expected at most {limits.WIDTH}")
+    size = 16 * sum(math.prod(slot.sized(base, {**base, **widths})) for slot in found)
+    if size > limits.memory():
+        raise MorphError(
+            f"a network of these widths takes {limits.amount(size)} while it is made, more than the memory of this "
+            f"machine ({limits.amount(limits.memory())}). Ask for a smaller one; if that is wrong, set NETSMITH_MEMORY "
+            "to its GiB."
+        )
 
 
 def along(tensor: Tensor, axis: Axis, width: int, read: Float[Tensor, "n width"]) -> Tensor:

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from netsmith.core.channels import WidthGroup
 from netsmith.errors import MorphError, did_you_mean
+from netsmith.limits import amount, memory
 from netsmith.morph.features import ROWS, Part, View, fourier, part, runs, view
 from netsmith.morph.generator import Generator, Noise, generator
 
@@ -194,6 +195,12 @@ class INR(Generator):
         for v in sorted((view(s) for s in self.slots), key=lambda v: v.rows):
             by_kernel.setdefault(v.kernel, []).append(v)
         self.views = tuple(by_kernel.values())
+        values = len(self.slots) * hidden * (8 * frequencies + (layers - 1) * hidden)
+        if 4 * values > memory():
+            raise MorphError(
+                f"a generator 'inr' with {layers} layers of {hidden} for each of {len(self.slots)} tensors takes "
+                f"{amount(4 * values)}, more than the memory of this machine ({amount(memory())})"
+            )
         rng = torch.Generator().manual_seed(seed)
         self.banks = nn.ModuleList(
             Bank([target(v, tensors) for v in views], 2 * frequencies + 1, layers, hidden, rng) for views in self.views

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from netsmith.core.pretrained import Pretrained
 from netsmith.core.profile import count_macs, count_params, format_count, measure_latency
 from netsmith.errors import BudgetError, MorphError
+from netsmith.morph.coordinates import check_affordable
 from netsmith.morph.morphable import Morphable
 from netsmith.morph.sample import EXACT, Sampling, sample_tensors
 
@@ -228,14 +229,15 @@ class MorphableModel(Pretrained, nn.Module):
                 f"ask for one of {', '.join(asked)} (or a size, a ratio or widths by its type), "
                 f"not {' and '.join(given) or 'none'}"
             )
-        space = self.morphable.space
-        if isinstance(size, Mapping):
-            return space.of(size)
-        if widths is not None:
-            return space.of(widths)
+        space, wanted = self.morphable.space, None
+        if isinstance(size, Mapping) or widths is not None:
+            wanted = space.of(size if isinstance(size, Mapping) else widths or {})
         for value in (size, ratio):
-            if value is not None:
-                return space.at(float(value))
+            if value is not None and not isinstance(value, Mapping):
+                wanted = space.at(float(value))
+        if wanted is not None:
+            check_affordable(self.morphable.generator.slots, space.full, wanted)
+            return wanted
         if latency_ms is not None:
             return self._within_latency(float(latency_ms), batch)
         if params is not None:
@@ -283,8 +285,8 @@ class MorphableModel(Pretrained, nn.Module):
         top = max(steps, round(space.ratios[1] * steps))
         smallest, largest = self.narrowest(), space.at(top / steps)
         least, most = cost(smallest), cost(largest)
-        if bound < least or bound > most:
-            side = "below the smallest" if bound < least else "above the largest"
+        if not least <= bound <= most:
+            side = "above the largest" if bound > most else "below the smallest"
             raise BudgetError(
                 f"{what} of {_amount(what, bound)} is {side} network of this artifact: it reaches from "
                 f"{_amount(what, least)} (one channel a group) to {_amount(what, most)}"

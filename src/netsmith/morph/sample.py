@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from netsmith import limits
 from netsmith.errors import MorphError
 from netsmith.morph.generator import Noise
 from netsmith.morph.morphable import Morphable
@@ -30,8 +31,12 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.reads < 1:
             raise MorphError(f"the number of reads must be at least 1, not {self.reads}")
-        if self.noise < 0:
+        if self.reads > limits.COUNT:
+            raise MorphError(f"the number of reads must be at most {limits.COUNT}, not {self.reads}")
+        if not self.noise >= 0:
             raise MorphError(f"noise must be at least 0 cells, not {self.noise:g}")
+        if self.noise > limits.WIDTH:
+            raise MorphError(f"noise must be at most {limits.WIDTH} cells, not {self.noise:g}")
 
 
 EXACT = Sampling()

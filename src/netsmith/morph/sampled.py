@@ -10,13 +10,17 @@ import torch
 from torch import nn
 
 from netsmith.core.artifact import build, loader, read_manifest, read_tensors, save_artifact
+from netsmith.core.channel_check import check_groups
 from netsmith.core.channels import resize
 from netsmith.core.folding import fold_batch_norms
+from netsmith.core.manifest_fields import check_fields
 from netsmith.core.profile import count_macs, count_params
+from netsmith.core.running import check_runs
 from netsmith.core.weights import load_state
-from netsmith.errors import ArtifactError
+from netsmith.morph.coordinates import check_affordable, slots
+from netsmith.morph.fields import SampledFields
 from netsmith.morph.recalibrating import has_statistics
-from netsmith.morph.saving import group_from_json, licence_lines
+from netsmith.morph.saving import licence_lines
 
 KIND = "sampled"
 WEIGHTS = "weights.safetensors"
@@ -87,15 +91,15 @@ def load_sampled(folder: Path, *, base: nn.Module | None = None) -> nn.Module:
         ArtifactError: the manifest lacks what builds the network.
         WeightsError: the weights do not fit what was built.
     """
-    manifest = read_manifest(folder, KIND)
-    try:
-        groups = tuple(group_from_json(g) for g in manifest["groups"])
-        size, widths, folded = manifest["preprocess"]["input_size"], manifest["widths"], manifest["folded"]
-        model = base if base is not None else build(manifest["base"])
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(f"The manifest of {folder} lacks or spoils {error}, so it cannot be read.") from error
-    if folded:
+    found = check_fields(read_manifest(folder, KIND), SampledFields, folder)
+    groups, size = tuple(group.group() for group in found.groups), found.preprocess.shape
+    model = base if base is not None else build(found.base)
+    check_runs(model, size, str(folder))
+    if found.folded:
         model = fold_batch_norms(model, torch.randn(2, *size, generator=torch.Generator().manual_seed(0)))
-    plain = resize(model, groups, widths)
+    check_groups(model, groups)
+    check_affordable(slots(model.state_dict(), groups), {g.name: g.width for g in groups}, found.widths)
+    plain = resize(model, groups, found.widths)
     load_state(plain, read_tensors(folder, WEIGHTS), str(Path(folder) / WEIGHTS))
+    check_runs(plain, size, str(folder))
     return plain.eval()

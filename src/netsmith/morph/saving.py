@@ -13,20 +13,23 @@ import torch
 from torch import nn
 
 from netsmith.core.artifact import build, library_versions, loader, read_manifest, read_tensors, save_artifact
-from netsmith.core.channels import Axis, Setting, WidthGroup
+from netsmith.core.building import bounded
+from netsmith.core.channel_check import check_groups
 from netsmith.core.folding import fold_batch_norms
-from netsmith.core.network import Network, Preprocess
+from netsmith.core.manifest_fields import check_fields
+from netsmith.core.network import Network
 from netsmith.core.output import write_json
 from netsmith.core.profile import count_macs, count_params, format_count
+from netsmith.core.running import check_runs
 from netsmith.core.trained import skeleton
 from netsmith.core.weights import load_state
-from netsmith.errors import ArtifactError, MorphError
+from netsmith.errors import ArtifactError, MorphError, SourceError
+from netsmith.morph.fields import MorphFields
 from netsmith.morph.generator import make_generator
 from netsmith.morph.live import MorphableModel
 from netsmith.morph.morphable import Morphable
 from netsmith.morph.pipeline import Morphed, WidthResult
 from netsmith.morph.results import Base, Details, Summary, Width
-from netsmith.morph.space import MorphSpace
 
 KIND = "morph"
 BASE = "base.safetensors"
@@ -114,40 +117,30 @@ def load_morphed(folder: Path, *, base: nn.Module | None = None) -> MorphableMod
     Raises:
         ArtifactError: the manifest lacks something, or the tensors do not fit.
     """
-    manifest = read_manifest(folder, KIND)
-    try:
-        skeleton_, space_, made = manifest["base"], manifest["space"], manifest["generator"]
-        preprocess = Preprocess.from_json(manifest["preprocess"])
-        groups = tuple(group_from_json(g) for g in space_["groups"])
-        space = MorphSpace(space_["mode"], groups, dict(space_["low"]), dict(space_["high"]))
-        folded = manifest["folded"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"The manifest of {folder} lacks or spoils {error}, so it cannot be read.") from error
-    if base is None and skeleton_.get("kind") == "module":
+    found = check_fields(read_manifest(folder, KIND), MorphFields, folder)
+    space, made, input_size = found.space.space(), found.generator, found.preprocess.shape
+    if base is None and found.base.get("kind") == "module":
         raise ArtifactError(
-            f"The base of {folder} was given as a module ({skeleton_.get('source', '')[7:]}), which no source string "
-            "builds again. Build it and pass it: netsmith.morph.saving.load_morphed(folder, base=module)."
+            f"The base of {folder} was given as a module ({str(found.base.get('source', ''))[7:]}), which no source "
+            "string builds again. Build it and pass it: netsmith.morph.saving.load_morphed(folder, base=module)."
         )
-    model = base if base is not None else build(skeleton_)
-    if folded:
-        model = fold_batch_norms(
-            model, torch.randn(2, *preprocess.input_size, generator=torch.Generator().manual_seed(0))
-        )
+    model = base if base is not None else build(found.base)
+    check_runs(model, input_size, str(folder))
+    if found.folded:
+        model = fold_batch_norms(model, torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0)))
+    check_groups(model, space.groups)
     stored = read_tensors(folder, BASE)
     state = {**model.state_dict(), **stored} if not set(stored) - set(model.state_dict()) else stored
     load_state(model, state, str(Path(folder) / BASE))
     try:
-        generator = make_generator(made["kind"], model.state_dict(), groups, made["settings"])
+        with bounded():
+            generator = make_generator(made.kind, model.state_dict(), space.groups, made.settings)
         generator.restore({k: v.float() for k, v in read_tensors(folder, GENERATOR).items()})
-    except MorphError as error:
+    except (MorphError, SourceError) as error:
         raise ArtifactError(f"{folder}: {error}") from error
-    return MorphableModel(Morphable(model, space, generator), preprocess.input_size).eval()
-
-
-def group_from_json(data: Mapping[str, Any]) -> WidthGroup:
-    """The inverse of `dataclasses.asdict` for a width group."""
-    axes = tuple(Axis(**a) for a in data["axes"])
-    return WidthGroup(data["name"], data["width"], data["kind"], axes, tuple(Setting(**s) for s in data["settings"]))
+    whole = MorphableModel(Morphable(model, space, generator), input_size).eval()
+    check_runs(whole.morphable.module(space.low), input_size, f"{folder} at its lowest widths")
+    return whole
 
 
 def summary_of(result: Morphed, size: int, rivals: list[dict[str, Any]]) -> Summary:

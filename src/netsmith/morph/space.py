@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from netsmith import limits
 from netsmith.core.channels import WidthGroup, WidthGroups
 from netsmith.core.graph import Chain
 from netsmith.errors import MorphError, did_you_mean
@@ -12,7 +13,7 @@ from netsmith.errors import MorphError, did_you_mean
 MODES = ("all", "last_block")
 """Names that stand for many groups; anything else is the name of a block or of a group."""
 
-MOST_RATIO = 8
+MOST_RATIO = limits.RATIO
 """Highest ratio of a range: beyond it, somebody means channel counts."""
 
 Range = tuple[float, float] | tuple[int, int]
@@ -55,6 +56,9 @@ class MorphSpace:
         """Widths at one ratio for all groups, rounded, at least 1. Raises MorphError unless it is positive."""
         if not ratio > 0:
             raise MorphError(f"a ratio must be above 0 (1 is the base network's width), not {ratio:g}")
+        most = max(limits.RATIO, *(self.high[g.name] / g.width for g in self.groups))
+        if ratio > most:
+            raise MorphError(f"a ratio of {ratio:g} is too large: a network is made up to {most:g} times as wide")
         return {g.name: max(1, round(ratio * g.width)) for g in self.groups}
 
     def of(self, widths: Mapping[str, int | float]) -> dict[str, int]:
@@ -69,6 +73,8 @@ class MorphSpace:
                 raise MorphError(f"no group of the morph space is called '{name}'. {did_you_mean(name, found)}")
             if isinstance(width, bool) or not isinstance(width, int) or width < 1:
                 raise MorphError(f"the width of '{name}' must be an integer of at least 1, not {width!r}")
+            if width > limits.WIDTH:
+                raise MorphError(f"the width of '{name}' must be at most {limits.WIDTH}, not {str(width)[:40]}")
             found[name] = width
         return found
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from netsmith import limits
 from netsmith.errors import RecipeError, did_you_mean
+from netsmith.json_text import parse_json
 from netsmith.reassembly.adapters import AdapterSpec
 from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.regression import RIDGES
@@ -38,6 +41,13 @@ class InputSpec:
     input_size: tuple[int, int, int]
     interpolation: str = "bilinear"
 
+    def __post_init__(self) -> None:
+        fault = limits.input_fault(self.input_size)
+        if fault is not None:
+            raise RecipeError(f"'input_size' is wrong: {fault}")
+        if not all(math.isfinite(v) for v in (*self.mean, *self.std)) or not all(v > 0 for v in self.std):
+            raise RecipeError("'mean' must hold finite numbers, 'std' such above 0")
+
 
 @dataclass(frozen=True)
 class NetworkRef:
@@ -58,6 +68,10 @@ class NetworkRef:
     num_classes: int
     input: InputSpec
     options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.num_classes <= limits.CLASSES:
+            raise RecipeError(f"'num_classes' must be from 0 to {limits.CLASSES}, not {self.num_classes}")
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,13 @@ class HeadSpec:
     classes: int
     fresh: bool
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.classes <= limits.CLASSES or not 0 <= self.features <= limits.WIDTH:
+            raise RecipeError(
+                f"a head has 0 to {limits.CLASSES} classes and at most {limits.WIDTH} features, not {self.classes} and "
+                f"{self.features}"
+            )
+
 
 @dataclass(frozen=True)
 class FitSpec:
@@ -103,12 +124,17 @@ class FitSpec:
     batch_size: int = 250
 
     def __post_init__(self) -> None:
-        if not self.ridges or min(self.ridges) < 0:
+        if not self.ridges or not all(0 <= r < math.inf for r in self.ridges):
             raise RecipeError(f"'ridges' must be one or more numbers of at least 0, not {self.ridges}")
         if not 0 <= self.holdout < 1:
             raise RecipeError(f"'holdout' is a share of the probe images, at least 0 and below 1, not {self.holdout}")
         if self.rows < 1 or self.batch_size < 2:
             raise RecipeError(f"'rows' must be at least 1 and 'batch_size' 2, not {self.rows} and {self.batch_size}")
+        if self.rows > limits.IMAGES or self.batch_size > limits.BATCH:
+            raise RecipeError(
+                f"'rows' must be at most {limits.IMAGES} and 'batch_size' {limits.BATCH}, not {self.rows} and "
+                f"{self.batch_size}"
+            )
 
 
 @dataclass(frozen=True)
@@ -148,6 +174,10 @@ class Recipe:
             raise RecipeError(f"every network of a recipe needs a name of its own, got {', '.join(names)}")
         if not self.blocks:
             raise RecipeError("a recipe needs at least one block, got none")
+        if len(self.blocks) > limits.BLOCKS:
+            raise RecipeError(f"a recipe has at most {limits.BLOCKS} blocks, got {len(self.blocks)}")
+        if not 0 <= self.seed <= limits.INTEGER:
+            raise RecipeError(f"'seed' must be from 0 to {limits.INTEGER}, not {self.seed}")
         for role, name in [
             ("stem", self.stem),
             ("head", self.head.network),
@@ -192,7 +222,7 @@ class Recipe:
                 or has values of the wrong kind. Each fault is named with its place.
         """
         try:
-            raw = json.loads(text, parse_constant=_no_constant)
+            raw = parse_json(text, most_values=limits.MANIFEST_VALUES)
         except ValueError as error:
             raise RecipeError(f"expected a recipe in JSON, but the text cannot be read: {error}") from error
         if not isinstance(raw, dict):
@@ -205,7 +235,7 @@ class Recipe:
         try:
             recipe = _ADAPTER.validate_python(raw)
         except ValidationError as error:
-            faults = [f"{_place(e['loc'])}: {e['msg']}, got {e['input']!r:.80}" for e in error.errors()]
+            faults = [f"{_place(e['loc'])}: {e['msg']}, got {e['input']!r:.80}" for e in error.errors()[:20]]
             raise RecipeError("the recipe has faults:\n" + "\n".join(f"  {f}" for f in faults)) from error
         unknown = _unknown(raw, json.loads(recipe.to_json()))
         if unknown:
@@ -237,10 +267,6 @@ class Recipe:
 
 
 _ADAPTER = TypeAdapter(Recipe)
-
-
-def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is no JSON number")
 
 
 def _place(location: tuple[int | str, ...]) -> str:

@@ -100,7 +100,7 @@ def load_reassembled(folder: Path, *, networks: Mapping[str, nn.Module] | None =
 @builder(KIND)
 def build_reassembled(manifest: Mapping[str, Any], *, networks: Mapping[str, nn.Module] | None = None) -> Assembled:
     """The network of a manifest of kind `reassembly`, with random weights; see `load_reassembled`."""
-    if "recipe" not in manifest:
+    if not isinstance(manifest.get("recipe"), dict):
         raise ArtifactError("The manifest lacks 'recipe', so the network cannot be built.")
     recipe = Recipe.from_json(to_json(manifest["recipe"]))
     return assemble(recipe, rebuild(recipe, networks), init="random")

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import torch
 
+from netsmith import limits
 from netsmith.core.graph import Chain
 from netsmith.errors import RecipeError, did_you_mean
 from netsmith.reassembly.adapters import Adapter, AdapterSpec, adapter_cost, adapter_spec, build_adapter, spec_cost
@@ -17,7 +18,7 @@ from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.fitting import FitReport, JointFit, fit
 from netsmith.reassembly.heads import build_head, head_cost, plan_head
 from netsmith.reassembly.probe import Probe, ProbeCache
-from netsmith.reassembly.recipe import FitSpec, NetworkRef, Recipe
+from netsmith.reassembly.recipe import FitSpec, HeadSpec, NetworkRef, Recipe
 
 __all__ = [
     "Assembled",
@@ -170,12 +171,27 @@ def _check_block(block: Block, chains: Mapping[str, Chain]) -> None:
         raise RecipeError(f"block {block} ends after the last unit: '{block.network}' has {units} units")
 
 
+def _check_head(spec: HeadSpec, chain: Chain) -> None:
+    """That the head is the one that this network has, so that nothing is made in the size that a file claims."""
+    fits = plan_head(chain, max(spec.classes, 1))
+    if (spec.kind, spec.path, spec.features) != (fits.kind, fits.path, fits.features):
+        raise RecipeError(
+            f"the head of the recipe is a {spec.kind} of {spec.features} features at '{spec.path[:80]}', and that of "
+            f"'{spec.network}' is a {fits.kind} of {fits.features} at '{fits.path}': the recipe was made from another "
+            "network"
+        )
+    size = 4 * spec.features * spec.classes
+    if size > limits.memory():
+        raise RecipeError(f"a classifier of {spec.features} features and {spec.classes} classes takes too much memory")
+
+
 def _check_recipe(recipe: Recipe, chains: Mapping[str, Chain]) -> None:
     for name in (recipe.stem, recipe.head.network):
         if name not in chains:
             raise RecipeError(f"the recipe needs network '{name}', which was not given. {did_you_mean(name, chains)}")
     for block in recipe.blocks:
         _check_block(block, chains)
+    _check_head(recipe.head, chains[recipe.head.network])
     stops: list[Block | str] = [recipe.stem, *recipe.blocks, recipe.head.network]
     for i, (spec, (a, b)) in enumerate(zip(recipe.adapters, pairwise(stops), strict=True)):
         now = join(a, b, chains, spec.style)
