@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from netsmith.core.data import Splits, open_data
 from netsmith.core.engine import Progress, TrainSettings
 from netsmith.core.profile import format_count
 from netsmith.core.zoo import describe_source, load_zoo
-from netsmith.reassembly.pipeline import reassemble
+from netsmith.reassembly.candidates import Candidate
+from netsmith.reassembly.pipeline import Reassembled, reassemble
 from netsmith.reassembly.recipe import FitSpec
 from netsmith.reassembly.results import Summary
 from netsmith.reassembly.saving import write_results
@@ -21,13 +23,53 @@ from netsmith.report import write_report
 from netsmith.report.results import read_json
 
 
+class _Ranked(Exception):
+    """All candidates are scored."""
+
+    def __init__(self, candidates: list[Candidate]) -> None:
+        self.count = len(candidates)
+
+
+def contribute(config: ReassembleConfig, *, cache: Path, device: str, progress: Progress | None = None) -> int:
+    """Take part in the shared work of a run with this config and cache, and write nothing else; how many candidates.
+
+    It returns when all of them are scored, by whichever process.
+    """
+
+    def done(candidates: list[Candidate]) -> None:
+        raise _Ranked(candidates)
+
+    try:
+        _reassemble(config, cache=cache, checkpoints=None, device=device, progress=progress, ranked=done)
+    except _Ranked as ranked:
+        return ranked.count
+    raise AssertionError("unreachable")
+
+
 def execute(
     config: ReassembleConfig, out: Path, *, cache: Path, device: str, progress: Progress | None = None
 ) -> Summary:
     """Reassemble what a config describes, and write the results and the report to `out`, which exists."""
+    result = _reassemble(config, cache=cache, checkpoints=out / "checkpoints", device=device, progress=progress)
+    if processes.first():
+        write_results(result, out, config=config.model_dump(mode="json"))
+        write_report(out)
+    processes.wait()
+    return Summary.from_dict(read_json(out / "summary.json"))
+
+
+def _reassemble(
+    config: ReassembleConfig,
+    *,
+    cache: Path,
+    checkpoints: Path | None,
+    device: str,
+    progress: Progress | None,
+    ranked: Callable[[list[Candidate]], None] | None = None,
+) -> Reassembled:
     splits = open_config_data(config)
     networks = load_zoo(config.zoo, pretrained=config.pretrained, seed=config.seed)
-    result = reassemble(
+    return reassemble(
         networks,
         splits,
         config.budget,
@@ -57,14 +99,10 @@ def execute(
         seed=config.seed,
         device=device,
         cache=Cache(cache),
-        checkpoints=out / "checkpoints",
+        checkpoints=checkpoints,
         progress=progress,
+        ranked=ranked,
     )
-    if processes.first():
-        write_results(result, out, config=config.model_dump(mode="json"))
-        write_report(out)
-    processes.wait()
-    return Summary.model_validate(read_json(out / "summary.json"))
 
 
 def plan(config: ReassembleConfig, *, progress: Progress | None = None) -> list[str]:

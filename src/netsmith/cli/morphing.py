@@ -82,7 +82,7 @@ def execute(
         write_results(result, out, config=config.model_dump(mode="json"), rivals=rivals)
         write_report(out)
     processes.wait()
-    return Summary.model_validate(read_json(out / "summary.json"))
+    return Summary.from_dict(read_json(out / "summary.json"))
 
 
 _FITTED = {"space", "norms", "order", "generator", "fitting", "training", "seed", "precision"}

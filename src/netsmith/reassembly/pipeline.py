@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +86,7 @@ def reassemble(
     cache: Cache | None = None,
     checkpoints: Path | None = None,
     progress: Progress | None = None,
+    ranked: Callable[[list[Candidate]], None] | None = None,
 ) -> Reassembled:
     """Build from a zoo the network that fits a budget (Yang et al., "Deep Model Reassembly", NeurIPS 2022).
 
@@ -123,6 +124,7 @@ def reassemble(
         cache: keeps steps between runs.
         checkpoints: folder in which fine-tuning keeps its state, to go on after an interruption.
         progress: told how far it is.
+        ranked: told the candidates, best first, once all are scored and before any is fine-tuned; may raise.
 
     Raises:
         ZooError, DissectionError, DataError, PartitionError, BudgetError, TrainingError: see the functions above.
@@ -133,8 +135,10 @@ def reassemble(
     sets = run.divide(table, k, eps, size, restarts)
     found = run.look_up(sets, candidates, fit_images, distinct_sets, mix, solver, style, latency_batch)
     spec = fit or FitSpec()
-    ranked = run.rank(found, style, init, spec, fit_images, score, also, score_images, latency_batch)
-    chosen, module, training, stitched = run.finish(ranked, init, finalists, finetune, trainable, checkpoints)
+    scored = run.rank(found, style, init, spec, fit_images, score, also, score_images, latency_batch)
+    if ranked is not None:
+        ranked(scored)
+    chosen, module, training, stitched = run.finish(scored, init, finalists, finetune, trainable, checkpoints)
     accuracy, members = run.measure(module, stitched, training is not None)
     module.facts = facts_of(
         chosen.recipe,
@@ -154,7 +158,7 @@ def reassemble(
         table=table,
         partition=sets,
         found=found,
-        candidates=ranked,
+        candidates=scored,
         budget=run.budget,
         accuracy=accuracy,
         members=members,

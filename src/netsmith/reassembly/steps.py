@@ -126,7 +126,8 @@ class Run:
             def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
                 return {}, {"value": judge(parent, images, len(self.data.classes), device=self.device)}
 
-            return Piece(digest("accuracy", split, self.data.fingerprint, _identity(parent)), parent.name, compute)
+            key = digest(split, self.data.fingerprint, _identity(parent))
+            return Piece(f"accuracy-{key}", parent.name, compute)
 
         entries = self.steps.share(what, [piece(p) for p in self.parents])
         return [entry.meta["value"] for entry in entries]
@@ -145,8 +146,8 @@ class Run:
             with placed(parent.network.model, own_device(self.device), channels_last=False):
                 return represent(parent.chain, parent.network.preprocess(images), grid=grid).to_tensors()
 
-        key = digest("representation", 1, _identity(parent), images, str(grid), parent.chain.cuts)
-        return Piece(key, parent.name, compute)
+        key = digest(1, _identity(parent), images, str(grid), parent.chain.cuts)
+        return Piece(f"representation-{key}", parent.name, compute)
 
     def divide(self, table: SimilarityTable, k: int, eps: float, size: Size, restarts: int) -> Partition:
         """Cut every network into k blocks and group them."""
@@ -195,8 +196,8 @@ class Run:
             return {}, latencies(stages, sets, self.parents, len(self.data.classes), style, batch)
 
         where = (platform.node(), torch.__version__, torch.get_num_threads(), self.device)
-        key = digest("latency", 1, *where, self._identities(), stages, len(self.data.classes), style, batch)
-        return self.steps.share("latency", [Piece(key, "blocks and adapters", compute)])[0].meta
+        key = digest(1, *where, self._identities(), stages, len(self.data.classes), style, batch)
+        return self.steps.share("latency", [Piece(f"latency-{key}", "blocks and adapters", compute)])[0].meta
 
     def _joint_costs(self, stages: Stages, probe: Probe) -> StitchCosts:
         sources, targets = joints_of(stages)
@@ -212,8 +213,8 @@ class Run:
             )
             return {"values": torch.from_numpy(costs.values)}, {}
 
-        key = digest("stitch costs", 1, self._identities(), sources, targets, probe.images, self.seed)
-        entry = self.steps.share("", [Piece(key, "", compute)])[0]
+        key = digest(1, self._identities(), sources, targets, probe.images, self.seed)
+        entry = self.steps.share("", [Piece(f"stitch-{key}", "", compute)])[0]
         return StitchCosts(tuple(sources), tuple(targets), entry["values"].numpy())
 
     def _identities(self) -> list[object]:
@@ -287,7 +288,7 @@ class Run:
                 return {}, self._scores(recipe, init, names, probe, images, labels)
 
             about = (recipe.digest, init, sorted(names), self._weights_of(recipe))
-            return Piece(digest("scores", 2, *about, probe.images, images, labels), "", compute)
+            return Piece(f"scores-{digest(2, *about, probe.images, images, labels)}", "", compute)
 
         entries = self.steps.share("scoring candidates", [piece(recipe) for recipe in recipes])
         return [{name: entry.meta[name] for name in names} for entry in entries]
