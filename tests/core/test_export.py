@@ -118,6 +118,18 @@ def test_what_comes_back_otherwise_is_refused(net, tmp_path, monkeypatch):
 # --- folders and metadata ---------------------------------------------------------------------------------------------
 
 
+def test_random_weights_are_said_until_something_has_trained_them(tmp_path):
+    network = load_source("netsmith:plain_cnn", input_size=(1, 8, 8), num_classes=10, options={"widths": [4]})
+    made = export(network, tmp_path / "random", format="safetensors")
+    assert made.facts["random_weights"] is True
+    assert "**Its weights are random**" in (tmp_path / "random" / "README.md").read_text()
+    with torch.no_grad():
+        next(network.model.parameters()).add_(0.1)
+    made = export(network, tmp_path / "trained", format="safetensors")
+    assert "random_weights" not in made.facts
+    assert "random" not in (tmp_path / "trained" / "README.md").read_text()
+
+
 def test_a_folder_has_a_card_with_sources_licence_and_how_to_load(net, tmp_path):
     sources = (
         Provenance("timm:a", "a.in1k", "ab" * 32, "apache-2.0", "https://example.org/a", True),

@@ -199,3 +199,12 @@ def test_without_a_morph_space_the_recorded_widths_are_the_lanes(tmp_path, morph
     for w in morphed[1]["widths"]:
         del w["widths"]
     assert slider_of(tmp_path, morphed).lanes == ()
+
+
+def test_a_group_that_keeps_its_width_is_not_drawn(tmp_path, morphed):
+    name, full = GROUPS[1]
+    for width in morphed[1]["widths"]:
+        width["widths"][name] = full
+    slider = slider_of(tmp_path, morphed)
+    assert [lane.name for lane in slider.lanes] == [n for n, _ in GROUPS if n != name]
+    assert all(len(s.widths) == len(GROUPS) - 1 for s in slider.stops)

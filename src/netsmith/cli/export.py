@@ -118,6 +118,8 @@ def show(made: Exported, session: Session) -> None:
             f"preprocessing: images in [0, 1] of {size} ({facts['interpolation']}), minus {json.dumps(facts['mean'])}, "
             f"over {json.dumps(facts['std'])}"
         )
+    if facts.get("random_weights"):
+        say("RANDOM WEIGHTS: it was built without trained ones, and its answers mean nothing")
     say(f"licence: {facts['licence'] or 'none, or not stated by the sources'}")
     if facts["commercial"] is False:
         say("NON-COMMERCIAL: a source forbids commercial use, and so this file must not be used so")

@@ -15,6 +15,7 @@ _GIVES = {
     "segmentation": "one score a class for every pixel (logits)",
     "generation": "logits of the image, then means and logarithms of variances of its code",
 }
+_RANDOM = ("", "**Its weights are random**: it was built without trained ones, and its answers mean nothing.")
 
 
 def card(subject: Subject, kind: str, file: str, facts: Mapping[str, Any], difference: float) -> str:
@@ -24,6 +25,7 @@ def card(subject: Subject, kind: str, file: str, facts: Mapping[str, Any], diffe
         "",
         f"`{subject.source}`, exported as {kind}: {format_count(facts['params'])} parameters, "
         f"{format_count(facts['macs'])} MACs for one input.",
+        *_RANDOM[: 2 * subject.random],
         "",
         "## What it takes and gives",
         "",

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from netsmith.core.cache import digest
 from netsmith.core.libraries import class_names, commercial_use
 from netsmith.core.network import Network, Preprocess, Provenance, provenance_of
 from netsmith.core.sources import parse_source
@@ -29,6 +30,7 @@ class Subject:
         sources: the networks whose weights it is made of.
         licence: of the whole.
         commercial: whether that allows commercial use; None when unknown.
+        random: whether its weights are those that a library drew: nothing has trained them.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Subject:
     sources: tuple[Provenance, ...]
     licence: str | None
     commercial: bool | None
+    random: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """All but the network, as plain values."""
@@ -55,6 +58,7 @@ class Subject:
             "licence": self.licence,
             "commercial": self.commercial,
             "sources": [asdict(s) for s in self.sources],
+            **({"random_weights": True} if self.random else {}),
         }
 
 
@@ -122,7 +126,18 @@ def _of_network(
         sources=network.sources or (about,),
         licence=about.licence,
         commercial=about.commercial,
+        random=_is_random(network),
     )
+
+
+def _is_random(network: Network) -> bool:
+    """Whether a library built it without weights, and it is as it was then."""
+    about = network.provenance
+    if about.weights is not None or network.source.startswith("module:"):
+        return False
+    if parse_source(network.source).scheme not in ("timm", "torchvision", "netsmith", "smp"):
+        return False  # your own code may have loaded what it likes
+    return about.sha256 == digest(network.model.state_dict())
 
 
 def _preprocess(cfg: Mapping[str, Any]) -> Preprocess | None:

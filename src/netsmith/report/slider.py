@@ -273,7 +273,17 @@ class _Maker:
 
 
 def _groups(results: MorphResults) -> tuple[GroupRecord, ...]:
-    """The groups in the order of the network; without a morph space, those that the measured widths name."""
+    """The groups that vary, in the order of the network; without a morph space, of those that measured widths name."""
+    return tuple(g for g in _all_groups(results) if _varies(g, results.widths))
+
+
+def _varies(group: GroupRecord, records: Sequence[WidthRecord]) -> bool:
+    """Whether a group is not as wide at every measured width; one of unknown width may be."""
+    found = {_channels(r, group) for r in records}
+    return len(found) > 1 or found == {None}
+
+
+def _all_groups(results: MorphResults) -> tuple[GroupRecord, ...]:
     if results.details.space.groups:
         return results.details.space.groups
     full = next((w.widths for w in results.widths if w.ratio == 1.0), {})
