@@ -59,8 +59,9 @@ def check_folder(out: Path, overwrite: bool, config_text: str | None = None) -> 
 
 
 def unfinished(out: Path) -> bool:
-    """Whether `out` holds a run that did not come to its end: it has a config and no summary yet."""
-    return (out / MARKER).is_file() and (out / "config.yaml").is_file() and not (out / "summary.json").exists()
+    """Whether `out` holds a run that did not come to its end: it has a config, and no summary or still a holder."""
+    begun = (out / MARKER).is_file() and (out / "config.yaml").is_file()
+    return begun and (not (out / "summary.json").exists() or (out / HOLDER).exists())
 
 
 def can_continue(out: Path, config_text: str | None) -> bool:
@@ -106,10 +107,11 @@ def _open(out: Path, overwrite: bool, session: Session, config_text: str | None)
             write_text(out / "config.yaml", config_text)
     session.kept = out
     session.log.open(out)
+    mended = mend(out)
     if killed is not None:
-        text = f"the run before this one ({_who(killed)}) ended without a word"
-        mended = mend(out)
-        session.console.note(f"{text}; {mended} half-written files and folders cleaned up" if mended else text)
+        session.console.note(f"the run before this one ({_who(killed)}) ended without a word")
+    if mended:
+        session.console.note(f"{mended} half-written files and folders of killed runs were cleaned up")
     if going_on:
         session.console.note(f"going on with the unfinished run in {out}")
     if changed:

@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -26,7 +25,16 @@ from netsmith.core.artifact_files import AGAIN, CARD, MANIFEST, check_file, chec
 from netsmith.core.cache import Cache, CacheEntry, digest, independent
 from netsmith.core.consent import code_allowed, origin, recorded
 from netsmith.core.manifest_fields import ManifestFields, check_fields
-from netsmith.core.output import check_output, is_own, named_os_errors, prepare_output, to_json, write_json, write_text
+from netsmith.core.output import (
+    check_output,
+    is_own,
+    named_os_errors,
+    prepare_output,
+    temporary,
+    to_json,
+    write_json,
+    write_text,
+)
 from netsmith.core.safetensors_header import check_header
 from netsmith.errors import ArtifactError, OutputError, did_you_mean
 from netsmith.json_text import read_json
@@ -59,7 +67,8 @@ SCHEMA = 1
 """Version of the manifest's layout that is written, and the newest that can be read."""
 
 _RESERVED = ("schema", "kind", "files", "versions", "sha256")
-_LIBRARIES = ("netsmith", "torch", "torchvision", "timm", "numpy", "safetensors")
+_LIBRARIES = ("netsmith", "torch", "torchvision", "timm", "accelerate", "torch-pruning", "fast-tsp", "numpy", "scipy")
+_LIBRARIES += ("scikit-learn", "pillow", "safetensors", "segmentation-models-pytorch", "datasets")
 
 Loader = Callable[[Path], nn.Module]
 Builder = Callable[[Mapping[str, Any]], nn.Module]
@@ -189,17 +198,17 @@ def save_artifact(
     folder = Path(folder)
     clash = sorted(set(_RESERVED) & set(manifest))
     assert not clash, f"the manifest's own keys {clash} cannot be set from outside"
-    with staged(folder, overwrite) as temporary, named_os_errors(folder):
+    with staged(folder, overwrite) as half, named_os_errors(folder):
         files = {}
         for name, state in tensors.items():
             assert plain_name(name), f"{name!r} must be a plain *.safetensors file name"
             assert name.endswith(".safetensors"), name
-            files[name] = _write(temporary / name, tensors_to_bytes(independent(state)))
-        files[CARD] = _write(temporary / CARD, card.encode("utf-8"))
+            files[name] = _write(half / name, tensors_to_bytes(independent(state)))
+        files[CARD] = _write(half / CARD, card.encode("utf-8"))
         record = {"schema": SCHEMA, "kind": kind, "versions": library_versions(), "files": files, **manifest}
         record = json.loads(to_json(record))
         record["sha256"] = _manifest_hash(record)
-        _write(temporary / MANIFEST, (to_json(record, indent=2) + "\n").encode("utf-8"))
+        _write(half / MANIFEST, (to_json(record, indent=2) + "\n").encode("utf-8"))
     return folder
 
 
@@ -211,15 +220,15 @@ def staged(folder: Path, overwrite: bool = False) -> Iterator[Path]:
         OutputError: `folder` exists and may not be replaced, or cannot be written.
     """
     check_output(folder, overwrite)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    half = temporary(folder)
     try:
         with named_os_errors(folder):
-            temporary.mkdir(parents=True)
-        yield temporary
+            half.mkdir(parents=True)
+        yield half
         with named_os_errors(folder):
-            _swap(temporary, folder)
+            _swap(half, folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(half, ignore_errors=True)
 
 
 def _write(path: Path, data: bytes) -> dict[str, Any]:
@@ -230,17 +239,17 @@ def _write(path: Path, data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _swap(temporary: Path, folder: Path) -> None:
-    """Put `temporary` in the place of `folder`; what was there goes only once its successor stands."""
+def _swap(half: Path, folder: Path) -> None:
+    """Put `half` in the place of `folder`; what was there goes only once its successor stands."""
     if not folder.exists():
-        temporary.rename(folder)
+        half.rename(folder)
         return
     if any(folder.iterdir()) and not is_own(folder):
         raise OutputError(f"{folder} is no artifact, so it is not overwritten. Choose a new folder with --out.")
-    old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
+    old = temporary(folder, "old")
     folder.rename(old)
     try:
-        temporary.rename(folder)
+        half.rename(folder)
     except OSError:
         old.rename(folder)
         raise

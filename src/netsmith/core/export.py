@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +19,16 @@ from netsmith.core.export_card import Subject, card
 from netsmith.core.export_subject import subject_of
 from netsmith.core.measure import Progress
 from netsmith.core.network import Network, Preprocess
-from netsmith.core.output import MARKER, check_output, named_os_errors, sha256_file, to_json, write_json, write_text
+from netsmith.core.output import (
+    MARKER,
+    check_output,
+    named_os_errors,
+    sha256_file,
+    temporary,
+    to_json,
+    write_json,
+    write_text,
+)
 from netsmith.core.profile import count_macs, count_params
 from netsmith.core.trial import shape_text
 from netsmith.errors import ExportError, OutputError, did_you_mean
@@ -286,16 +294,16 @@ def _check_file(out: Path, overwrite: bool) -> None:
 @contextmanager
 def _folder(out: Path, ending: str, overwrite: bool) -> Iterator[Path]:
     """A new folder for `model.*`, which takes its place when all went well."""
-    with staged(out, overwrite) as temporary:
-        (temporary / MARKER).touch()  # so that --overwrite may replace it
-        yield temporary / f"model{ending}"
+    with staged(out, overwrite) as half:
+        (half / MARKER).touch()  # so that --overwrite may replace it
+        yield half / f"model{ending}"
 
 
 @contextmanager
 def _file(out: Path, ending: str, overwrite: bool) -> Iterator[Path]:
     """A path in a temporary folder beside `out`; what is written there moves out when all went well."""
     _check_file(out, overwrite)
-    scratch = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
+    scratch = temporary(out)
     try:
         with named_os_errors(out):
             scratch.mkdir(parents=True)

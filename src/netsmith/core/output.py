@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import time
@@ -35,57 +36,75 @@ _CONFIG_HEADER = "# netsmith"
 def write_bytes(path: Path, data: bytes) -> Path:
     """Write a file completely or not at all: a temporary sibling first, then a rename. Raises OutputError."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    half = temporary(path)
     try:
         with named_os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            with half.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            half.replace(path)
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            half.unlink(missing_ok=True)
     return path
 
 
-def sweep(folder: Path, pattern: str = ".*.tmp", *, older: float = 0.0) -> int:
-    """Remove what killed processes left half written: files in `folder` that match, `older` seconds at least; how many.
-
-    What cannot be removed stays.
-    """
+def sweep(folder: Path, pattern: str) -> int:
+    """Remove files of `folder` that match and that killed processes left half written; how many. Others stay."""
     removed = 0
-    now = time.time()
-    with contextlib.suppress(OSError):
-        for file in Path(folder).glob(pattern):
-            with contextlib.suppress(OSError):
-                if file.is_file() and now - file.stat().st_mtime >= older:
-                    file.unlink()
-                    removed += 1
+    for file in Path(folder).glob(pattern):
+        with contextlib.suppress(OSError):
+            file.unlink()
+            removed += 1
     return removed
 
 
-def mend(folder: Path, *, leave: str = "cache", older: float = 600.0) -> int:
+def temporary(path: Path, suffix: str = "tmp") -> Path:
+    """A hidden name beside `path`, of which `mend` can tell whose it is: machine, process and a random part."""
+    return path.with_name(f".{path.name}.{_host()}{os.getpid():08x}{uuid.uuid4().hex[:6]}.{suffix}")
+
+
+def _host() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+
+
+def _abandoned(path: Path, mark: str, older: float) -> bool:
+    """Whether the process that made a temporary name is gone; one of another machine counts as gone after a time.
+
+    `mark` is the one of `temporary`, or a process's number alone (the report's).
+    """
+    full = len(mark) == 20
+    if full and mark[:6] != _host():
+        return time.time() - path.stat().st_mtime >= older
+    try:
+        os.kill(int(mark[6:14], 16) if full else int(mark), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def mend(folder: Path, *, older: float = 3600.0) -> int:
     """Clean an output folder of what a killed run left half done there; how many files and folders that were.
 
-    A folder that was being replaced is put back where its successor is missing. Below the subfolder `leave`, which
-    other runs may be using, only files at least `older` seconds old are removed.
+    A folder that was being replaced is put back where its successor is missing. What a process at work is writing
+    stays; of processes on other machines, what is less than `older` seconds old.
     """
     mended = 0
     for path in sorted(folder.rglob(".*"), key=lambda p: len(p.parts)):
-        match = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.(tmp|old)", path.name)
-        if match is None or not path.exists():
-            continue
+        match = re.fullmatch(r"\.(.+)\.([0-9a-f]{20}|\d{1,8})\.(tmp|old)", path.name)
         with contextlib.suppress(OSError):
-            if path.is_dir() and match[2] == "old" and not path.with_name(match[1]).exists():
+            if match is None or not _abandoned(path, match[2], older):
+                continue
+            if path.is_dir() and match[3] == "old" and not path.with_name(match[1]).exists():
                 path.rename(path.with_name(match[1]))
             elif path.is_dir():
                 shutil.rmtree(path)
-            elif leave not in path.relative_to(folder).parts[:1] or time.time() - path.stat().st_mtime >= older:
-                path.unlink()
             else:
-                continue
+                path.unlink()
             mended += 1
     return mended
 

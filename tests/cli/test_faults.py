@@ -1,0 +1,195 @@
+"""Folders under attack: another run at work there, killed runs, a full disk, a disk that cannot be written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from netsmith.cli.main import main
+from netsmith.core.artifact import verify
+from netsmith.core.output import mend, temporary
+
+ROOT = Path(__file__).parent.parent.parent
+TRAIN = """
+network: {source: "netsmith:plain_cnn", name: tiny, num_classes: 10, input_size: [1, 8, 8],
+          options: {widths: [8, 12], depth: 1}}
+data: digits
+device: cpu
+training: {epochs: 1, batch_size: 256, lr: 0.1}
+"""
+
+
+def train(config: Path, out: Path, *more: str) -> int:
+    return main(["train", str(config), "--out", str(out), "--quiet", *more])
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "train.yaml"
+    file.write_text(TRAIN)
+    return file
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# --- two runs, one folder ---------------------------------------------------------------------------------------------
+
+
+def test_of_two_runs_in_a_folder_the_second_is_told_who_is_there(config, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".running.json").write_text('{"pid": 4711, "machine": "there", "since": "2026-01-02 03:04:05"}')
+    with FileLock(out / ".lock"):
+        before = contents(out)
+        assert train(config, out) == 2
+        assert contents(out) == before
+    text = capsys.readouterr().err
+    assert f"another run (process 4711 on there, since 2026-01-02 03:04:05) works in {out}." in text
+    assert "Wait for it, stop it, or choose another folder with --out" in text
+
+
+def test_a_stale_lock_is_no_hindrance_and_is_spoken_of(config, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".lock").touch()
+    (out / ".running.json").write_text('{"pid": 4711, "machine": "there", "since": "2026-01-02 03:04:05"}')
+    assert main(["train", str(config), "--out", str(out)]) == 0
+    assert "the run before this one (process 4711 on there, since 2026-01-02 03:04:05) ended without a word" in (
+        capsys.readouterr().err
+    )
+    assert not (out / ".lock").exists()
+    assert not (out / ".running.json").exists()
+
+
+def test_a_run_lets_go_of_its_folder_when_it_fails(config, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train(config, out, "--set", "network.num_classes=7") == 2
+    capsys.readouterr()
+    assert not out.exists()
+    assert train(config, out) == 0
+
+
+# --- half-written things ----------------------------------------------------------------------------------------------
+
+
+def left_by_a_dead_process(path: Path, suffix: str) -> Path:
+    """A temporary name as a process made it that is gone."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    name = temporary(path, suffix).name
+    mark = name.rsplit(".", 2)[1]
+    return path.with_name(name.replace(mark, f"{mark[:6]}{gone.pid:08x}{mark[14:]}"))
+
+
+def test_half_files_and_folders_of_the_dead_are_removed_and_of_the_living_kept(tmp_path):
+    dead_file, dead_folder = (left_by_a_dead_process(tmp_path / n, "tmp") for n in ("summary.json", "artifact"))
+    dead_file.write_text("{")
+    dead_folder.mkdir()
+    (dead_folder / "weights.safetensors").write_text("half")
+    own = temporary(tmp_path / "details.json")
+    own.write_text("{")
+    elsewhere = own.with_name(own.name.replace(own.name.split(".")[3][:6], "ffffff"))
+    elsewhere.write_text("{")
+    assert mend(tmp_path) == 2
+    assert {p.name for p in tmp_path.iterdir()} == {own.name, elsewhere.name}
+    assert mend(tmp_path, older=0.0) == 1
+    assert {p.name for p in tmp_path.iterdir()} == {own.name}
+
+
+@pytest.mark.parametrize("successor", [False, True])
+def test_a_folder_that_was_being_replaced_is_never_lost(tmp_path, successor):
+    """A process killed between two renames leaves the old artifact under a hidden name, or both."""
+    old = left_by_a_dead_process(tmp_path / "artifact", "old")
+    old.mkdir()
+    (old / "which").write_text("old")
+    if successor:
+        (tmp_path / "artifact").mkdir()
+        (tmp_path / "artifact/which").write_text("new")
+    assert mend(tmp_path) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["artifact"]
+    assert (tmp_path / "artifact/which").read_text() == ("new" if successor else "old")
+
+
+# --- disks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of 2 MB, where one may be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], capture_output=True, check=True)
+
+
+def fill(disk: Path, leave: int) -> Path:
+    """Fill a disk but for so many bytes."""
+    free = shutil.disk_usage(disk).free
+    (disk / "filler").write_bytes(bytes(free - leave))
+    return disk / "filler"
+
+
+def test_a_full_disk_is_said_harms_nothing_and_can_be_gone_on_from(config, small_disk, capsys):
+    assert train(config, small_disk / "before") == 0
+    before = contents(small_disk / "before")
+    filler = fill(small_disk, 16384)
+    capsys.readouterr()
+    assert train(config, small_disk / "now") == 2
+    text = capsys.readouterr().err
+    assert "o space left" in text
+    assert "Traceback" not in text
+    assert contents(small_disk / "before") == before
+    verify(small_disk / "before/artifact")
+    filler.unlink()
+    assert train(config, small_disk / "now") == 0
+    now = verify(small_disk / "now/artifact")["files"]["weights.safetensors"]
+    assert now == verify(small_disk / "before/artifact")["files"]["weights.safetensors"]
+    assert not list(small_disk.rglob(".*.tmp"))
+
+
+def test_a_disk_that_cannot_be_written_is_said(config, small_disk, capsys):
+    assert train(config, small_disk / "before") == 0
+    before = contents(small_disk / "before")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    capsys.readouterr()
+    for out in (small_disk / "new", small_disk / "before"):
+        assert train(config, out, "--overwrite") == 2
+        text = capsys.readouterr().err
+        assert "No permission to write" in text, text
+        assert "with --out" in text
+    assert contents(small_disk / "before") == before
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+
+
+# --- kill -9 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("verb", ["reassemble", "morph"])
+def test_killed_at_random_moments_every_resume_ends_the_same(tmp_path, verb):
+    """`benchmarks/faults.py` with a few kills; its results hold those with 30 of each."""
+    done = subprocess.run(
+        [
+            sys.executable, str(ROOT / "benchmarks/faults.py"), "--json", str(tmp_path / "faults.json"),
+            "--verbs", verb, "--kills", "6", "--seconds", "100", "--work", str(tmp_path), "--seed", "1",
+        ],
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    row = json.loads((tmp_path / "faults.json").read_text())["rows"][0]
+    assert row["kills"] > 0
+    assert row["runs"] == row["same"] > 0
+    assert row["faults"] == []
