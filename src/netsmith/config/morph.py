@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from netsmith.config.reading import load_config
 from netsmith.config.sections import DataSection, Machine, Section, one_of
+from netsmith.core.paths import as_path
 from netsmith.core.settings import TrainSettings
 from netsmith.core.zoo import ZooEntry
 from netsmith.morph.fit import FitSettings
@@ -167,7 +168,7 @@ class MorphConfig(Machine):
     @classmethod
     def _from_the_config(cls, value: Path | None, info: Any) -> Path | None:
         base = (info.context or {}).get("base")
-        return value if value is None or base is None else base / value.expanduser()
+        return value if value is None or base is None else base / as_path(value)
 
     @model_validator(mode="after")
     def _one_weights_file(self) -> MorphConfig:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from netsmith.config.sections import anchored
 from netsmith.core.document import read_file, validate
 from netsmith.core.overrides import override
+from netsmith.core.paths import as_path
 from netsmith.core.sources import parse_source
 from netsmith.core.yaml_text import Document, read_yaml, write_yaml
 from netsmith.errors import ConfigError, NetsmithError
@@ -46,7 +47,7 @@ def load_config(
     elif isinstance(source, str) and ("\n" in source or ": " in source):
         document, where = read_yaml(source), "the configuration"
     else:
-        path = Path(source).expanduser()
+        path = as_path(source, ConfigError)
         document, where, start = read_yaml(read_file(path)), str(path), path.resolve().parent
     override(document, overrides, _from_here)
     return validate(document, model, where, context={"base": base or start})
@@ -83,12 +84,10 @@ def _from_here(keys: Sequence[str], value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if list(keys) in (["zoo"], ["weights"]):
-        return str(here / Path(value).expanduser())
-    if keys[0] == "data" and keys[-1] in {"data", "source"}:
-        return anchored(value, here)
-    if keys[0] in {"zoo", "network"}:
-        try:
-            return str(parse_source(value, here))
-        except NetsmithError:
-            return value  # no source, or a wrong one: checked where it arrives
-    return value
+        return str(here / as_path(value, ConfigError))
+    try:
+        if keys[0] == "data" and keys[-1] in {"data", "source"}:
+            return anchored(value, here)
+        return str(parse_source(value, here)) if keys[0] in {"zoo", "network"} else value
+    except NetsmithError:
+        return value  # no source, or a wrong one: checked where it arrives

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from netsmith.config.reading import load_config
 from netsmith.config.sections import DataSection, Machine, Section, one_of
+from netsmith.core.paths import as_path
 from netsmith.core.profile import Budget
 from netsmith.core.settings import TrainSettings
 from netsmith.core.zoo import ZooEntry, check_names, load_zoo_file
@@ -128,7 +129,7 @@ def _read_zoo(value: Any, info: Any) -> Any:
         return value
     base = (info.context or {}).get("base", Path())
     try:
-        return load_zoo_file(base / Path(value).expanduser())
+        return load_zoo_file(base / as_path(value, ConfigError))
     except ConfigError as error:
         raise ValueError(str(error)) from error
 

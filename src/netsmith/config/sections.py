@@ -10,7 +10,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from netsmith.core.data import DATA_SOURCES
-from netsmith.errors import did_you_mean
+from netsmith.core.paths import as_path
+from netsmith.errors import DataError, did_you_mean
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 FILE_SOURCES = ("folder", "masks", "parquet")
@@ -55,7 +56,7 @@ def anchored(source: str, base: Path) -> str:
     kind, colon, path = source.partition(":")
     if not colon or kind not in FILE_SOURCES or not path:
         return source
-    return f"{kind}:{base / Path(path).expanduser()}"
+    return f"{kind}:{base / as_path(path, DataError)}"
 
 
 def one_of(value: str, allowed: Sequence[str]) -> str:

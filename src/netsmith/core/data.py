@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from netsmith import limits
 from netsmith.core import data_files, data_masks, data_named
 from netsmith.core.cache import digest
 from netsmith.core.data_named import DataInfo, describe_data
@@ -90,6 +91,8 @@ def open_data(
         raise DataError(f"validation_fraction is a number between 0 and 1, not {validation_fraction}")
     if size is not None and size < 1:
         raise DataError(f"size is a number of pixels, at least 1, not {size}")
+    if size is not None and size > limits.SIDE:
+        raise DataError(f"size is a number of pixels, at most {limits.SIDE}, not {size}")
     kind, _, argument = source.partition(":")
     if kind not in DATA_SOURCES:
         raise DataError(

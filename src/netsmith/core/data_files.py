@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,14 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from netsmith import limits
 from netsmith.core.cache import digest
 from netsmith.core.data_registry import DataOptions, Parts, data_source, existing_path, labelled, part_of
 from netsmith.core.decoding import Encoded, decode_set
 from netsmith.core.images import ImageSet
+from netsmith.core.paths import as_path
 from netsmith.errors import DataError
+from netsmith.json_text import parse_json
 
 IMAGE_ENDINGS = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"])
 """How the names of image files end."""
@@ -59,9 +61,18 @@ def _read_folder(folder: Path, classes: tuple[str, ...], options: DataOptions) -
         labels += [label] * len(here)
     if not files:
         raise DataError(f"'{folder}' holds no image ({', '.join(sorted(IMAGE_ENDINGS))})")
-    ids = [f"{f.relative_to(folder).as_posix()}:{(s := f.stat()).st_size}:{s.st_mtime_ns}" for f in files]
+    ids = [f"{f.relative_to(folder).as_posix()}:{stamp_of(f)}" for f in files]
     encoded = Encoded(lambda i: files[i], lambda i: f"'{files[i]}'", torch.tensor(labels), ids)
     return decode_set(encoded, classes, size=options.size)
+
+
+def stamp_of(file: Path) -> str:
+    """Size and time of an image's file. Raises DataError where there is none behind the name (a broken link)."""
+    try:
+        about = file.stat()
+    except OSError as error:
+        raise DataError(f"'{file}' cannot be read: {error.strerror or error}. Take it out, or mend the link") from error
+    return f"{about.st_size}:{about.st_mtime_ns}"
 
 
 @data_source("parquet")
@@ -103,7 +114,7 @@ def read_parts(
     classes = columns["train"].classes
     if classes is None:
         highest = max(int(_labels(t, columns[p], where).max()) for p, t in usable.items() if len(t))
-        classes = tuple(str(c) for c in range(highest + 1))
+        classes = _numbered(highest, where)
     sets = {
         p: read_table(t, f"{where} ({p})", options, base=base, stamp=f"{stamp}:{p}", classes=classes)
         for p, t in usable.items()
@@ -139,7 +150,9 @@ def find_columns(table: pa.Table, where: str) -> Columns:
         raise DataError(f"no labels: '{where}' needs one integer column named label; its columns are {shown}")
     label = usual[0] if usual else labels[0]
     names = features.get(label, {}).get("names")
-    return Columns(image, label, tuple(str(n) for n in names) if names else None)
+    if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+        raise DataError(f"the names of the classes of '{where}' are no list of texts")
+    return Columns(image, label, tuple(names) if names else None)
 
 
 def read_table(
@@ -157,7 +170,7 @@ def read_table(
     """
     columns = find_columns(table, where)
     labels = _labels(table, columns, where)
-    names = tuple(classes or columns.classes or (str(c) for c in range(int(labels.max()) + 1 if len(labels) else 0)))
+    names = tuple(classes or columns.classes or _numbered(int(labels.max()) if len(labels) else -1, where))
     images = table.column(columns.image)
 
     def fetch(i: int) -> Path | bytes:
@@ -166,23 +179,47 @@ def read_table(
             return record["bytes"]
         if record.get("path") is None:
             raise DataError(f"row {i} of '{where}' has neither the bytes nor the path of an image")
-        return (base or Path()) / record["path"]
+        return _inside(base, record["path"], f"row {i} of '{where}'")
 
     ids = [f"{stamp}:{i}" for i in range(len(labels))]
     return decode_set(Encoded(fetch, lambda i: f"row {i} of '{where}'", labels, ids), names, size=options.size)
+
+
+def _inside(base: Path | None, path: object, where: str) -> Path:
+    """The file of an image that a table names: in the table's own folder, as the table is not the user's word."""
+    if not isinstance(path, str):
+        raise DataError(f"{where} has a path that is no text ({type(path).__name__})")
+    found = as_path(path, DataError)
+    if base is None or not (base / found).resolve().is_relative_to(base.resolve()):
+        place = "no folder" if base is None else f"'{base}'"
+        raise DataError(
+            f"{where} names the image '{path[:200]}', which is not in the folder of the table ({place}): refused. "
+            "Put the images there, or write their bytes into the table"
+        )
+    return base / found
+
+
+def _numbered(highest: int, where: str) -> tuple[str, ...]:
+    """Names of classes that have none: their numbers."""
+    if highest >= limits.CLASSES:
+        raise DataError(f"'{where}' has the label {highest}; expected at most {limits.CLASSES - 1}")
+    return tuple(str(c) for c in range(highest + 1))
 
 
 def _labels(table: pa.Table, columns: Columns, where: str) -> Tensor:
     column = table.column(columns.label)
     if column.null_count:
         raise DataError(f"no labels: {column.null_count} rows of '{where}' have none in column '{columns.label}'")
-    return torch.from_numpy(column.to_numpy().astype(np.int64))
+    values = column.to_numpy()
+    if len(values) and values.max() > np.iinfo(np.int64).max:
+        raise DataError(f"'{where}' has the label {values.max()}; expected at most {limits.CLASSES - 1}")
+    return torch.from_numpy(values.astype(np.int64))
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     """The features that Hugging Face's `datasets` writes into a schema; empty when it did not write this one."""
     try:
-        info = json.loads((schema.metadata or {})[b"huggingface"])
+        info = parse_json((schema.metadata or {})[b"huggingface"])
         features = info["info"]["features"]
         return {name: value for name, value in features.items() if isinstance(value, dict)}
     except (KeyError, TypeError, AttributeError, ValueError):
@@ -193,13 +230,33 @@ def _read_parquet(files: Sequence[Path]) -> pa.Table:
     tables = []
     for file in files:
         try:
-            tables.append(pq.ParquetFile(file).read())
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"'{file}' is no readable parquet file ({error}): fetch or write it again") from error
+            tables.append(_read_one(file))
+        except (pa.ArrowException, OSError, OverflowError, MemoryError, UnicodeDecodeError, IndexError) as error:
+            raise DataError(
+                f"'{file}' is no readable parquet file ({str(error)[:300]}): fetch or write it again"
+            ) from error
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         raise DataError(f"the columns of {', '.join(f.name for f in files)} do not agree ({error})") from error
+
+
+def _read_one(file: Path) -> pa.Table:
+    """A parquet file, as long as it takes no more memory than images in a file of its size can."""
+    size, opened = file.stat().st_size, pq.ParquetFile(file)
+    rows, most = opened.metadata.num_rows, limits.TABLE_GROWTH * size + limits.TABLE_BYTES
+    groups = [opened.metadata.row_group(k) for k in range(opened.metadata.num_row_groups)]
+    claimed = sum(group.total_byte_size for group in groups)
+    if not 0 <= rows <= min(limits.ROWS, size) or claimed > most:
+        raise DataError(
+            f"'{file}' claims {rows} rows and {limits.amount(claimed)}, which {limits.amount(size)} of images cannot be"
+        )
+    before, parts = pa.total_allocated_bytes(), []
+    for batch in opened.iter_batches(batch_size=64):
+        parts.append(batch)
+        if pa.total_allocated_bytes() - before > most:
+            raise DataError(f"'{file}' ({limits.amount(size)}) grows beyond {limits.amount(most)} when it is read")
+    return pa.Table.from_batches(parts, None if parts else opened.schema_arrow)
 
 
 def _stamp(files: Sequence[Path]) -> str:

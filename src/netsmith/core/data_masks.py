@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 
-from netsmith.core.data_files import IMAGE_ENDINGS
+from netsmith import limits
+from netsmith.core.data_files import IMAGE_ENDINGS, stamp_of
 from netsmith.core.data_registry import DataOptions, Parts, data_source, existing_path, part_of
 from netsmith.core.decoding import Encoded, check_same_sizes, decode_masks, decode_set, highest_class
 from netsmith.core.masks import MaskedImages
 from netsmith.errors import DataError
+from netsmith.json_text import read_bounded
 
 _IMAGES, _MASKS, _NAMES = "images", "masks", "classes.txt"
 _LAYOUT = f"one folder '{_IMAGES}' and one folder '{_MASKS}' with files of the same names were expected"
@@ -51,7 +53,7 @@ def masked_set(
 
 
 def _encoded(files: Sequence[Path], what: str) -> Encoded:
-    ids = [f"{f.name}:{(s := f.stat()).st_size}:{s.st_mtime_ns}" for f in files]
+    ids = [f"{f.name}:{stamp_of(f)}" for f in files]
     labels = torch.zeros(len(files), dtype=torch.int64)
     return Encoded(lambda i: files[i], lambda i: f"{what} '{files[i]}'", labels, ids)
 
@@ -110,7 +112,10 @@ def _by_name(folder: Path) -> dict[str, Path]:
 
 def _class_names(path: Path, pairs: Mapping[str, Pairs]) -> tuple[str, ...]:
     if (path / _NAMES).is_file():
-        lines = (path / _NAMES).read_text(encoding="utf-8").splitlines()
+        try:
+            lines = read_bounded(path / _NAMES, limits.MANIFEST_BYTES).decode("utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise DataError(f"'{path / _NAMES}' cannot be read as names, one a line: {error}") from error
         names = tuple(line.strip() for line in lines if line.strip())
     else:
         highest = highest_class(_encoded([mask for _, masks in pairs.values() for mask in masks], "mask"))

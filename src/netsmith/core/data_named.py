@@ -20,6 +20,7 @@ from netsmith.core.data_masks import masked_set
 from netsmith.core.data_registry import DataOptions, Parts, data_root, data_source
 from netsmith.core.decoding import Encoded, decode_set
 from netsmith.core.images import ImageSet, MemoryImages, stratified_split
+from netsmith.core.paths import as_path
 from netsmith.errors import DataError, MissingDependencyError, did_you_mean
 
 
@@ -139,7 +140,7 @@ def describe_data(source: str, *, root: Path | None = None) -> DataInfo:
         return DataInfo(source, True, 0, str(folder))
     if kind == "hf":
         return DataInfo(source, None, None, "the cache of Hugging Face")
-    return DataInfo(source, Path(name).expanduser().exists() if name else True, 0, name or "the package")
+    return DataInfo(source, as_path(name, DataError).exists() if name else True, 0, name or "the package")
 
 
 @data_source("torchvision")

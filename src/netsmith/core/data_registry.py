@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from netsmith.core.images import ImageSet
+from netsmith.core.paths import as_path
 from netsmith.errors import DataError, did_you_mean
 
 
@@ -80,7 +81,7 @@ def existing_path(kind: str, argument: str) -> Path:
     """The path in a source `KIND:PATH`. Raises DataError, with the names nearby, if nothing is there."""
     if not argument:
         raise DataError(f"'{kind}:' needs a path, as in {kind}:data/flowers")
-    path = Path(argument).expanduser()
+    path = as_path(argument, DataError)
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, siblings) if siblings else f"There is no '{path.parent}' either."

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from netsmith import limits
 from netsmith.core.images import IGNORED, LazyImages, MemoryImages
 from netsmith.errors import DataError
 
@@ -22,6 +25,9 @@ MEMORY_LIMIT = 2 * 2**30
 """Sets whose decoded pixels take at most this many bytes are held in memory."""
 
 _LOOKED_AT = 64  # images whose headers are read before a set too large for memory is accepted
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "PPM", "TIFF")
+"""What is decoded. Of all that Pillow opens, some run other programs (EPS) and many are hardly tested."""
+
 _GREY = ("1", "L", "I;16")
 _ONE_NUMBER = ("1", "L", "P", "I;16", "I")
 
@@ -151,10 +157,55 @@ def _open(encoded: Encoded, i: int) -> Image.Image:
     data = encoded.fetch(i)
     if isinstance(data, Image.Image):
         return data
+    if isinstance(data, Path) and not data.is_file():
+        raise DataError(f"{encoded.where(i)} is no file (it is missing, or a folder, a pipe or a device)")
+    return open_image(data, encoded.where(i))
+
+
+def open_image(data: Path | bytes, where: str) -> Image.Image:
+    """An image with its header read and nothing decoded.
+
+    Raises:
+        DataError: of a format that is not in `FORMATS`, damaged, or of more than `limits.IMAGE_PIXELS` pixels.
+    """
     try:
-        return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(encoded.where(i), error) from error
+        image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(_too_large(where, str(error))) from error
+    except Exception as error:  # a damaged file makes each decoder raise errors of its own
+        raise _unreadable(where, error) from error
+    width, height = image.size
+    if width * height > limits.IMAGE_PIXELS:
+        raise DataError(_too_large(where, f"{width}x{height} pixels"))
+    return image
+
+
+def _too_large(where: str, found: str) -> str:
+    return f"{where} is too large ({found}): images have at most {limits.IMAGE_PIXELS} pixels. Take it out or shrink it"
+
+
+class _Room:
+    """Lets images be decoded at the same time up to so many pixels in all, and a larger one alone."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.taken, self.changed = most, 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def of(self, image: Image.Image) -> Iterator[None]:
+        """Waits until there is room for the pixels of an image."""
+        pixels = image.size[0] * image.size[1]
+        with self.changed:
+            self.changed.wait_for(lambda: not self.taken or self.taken + pixels <= self.most)
+            self.taken += pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.taken -= pixels
+                self.changed.notify_all()
+
+
+_room = _Room(limits.PIXELS_AT_ONCE)
 
 
 def _header(encoded: Encoded, i: int) -> tuple[str, tuple[int, int]]:
@@ -165,7 +216,7 @@ def _header(encoded: Encoded, i: int) -> tuple[str, tuple[int, int]]:
 
 def _decode(encoded: Encoded, i: int, shape: tuple[int, int, int], size: int | None) -> np.ndarray:
     """Image `i` as uint8 `(C, H, W)`."""
-    with _open(encoded, i) as image:
+    with _open(encoded, i) as image, _room.of(image):
         _check_size(image.size, i, encoded, shape, size)
         try:
             if image.mode == "I;16":  # 16 bits a pixel: PIL's own conversion clips instead of scaling
@@ -176,17 +227,19 @@ def _decode(encoded: Encoded, i: int, shape: tuple[int, int, int], size: int | N
                     f"{encoded.where(i)} is in colour, others of the set are grey: convert all of them to one kind"
                 )
             image = image.convert("L" if shape[0] == 1 else "RGB")
-        except (OSError, SyntaxError) as error:
+        except DataError:
+            raise
+        except Exception as error:  # as in `open_image`
             raise _unreadable(encoded.where(i), error) from error
-    if size is not None:
-        image = _resize(image, size)
-    pixels = np.asarray(image)
+        if size is not None:
+            image = _resize(image, size)
+        pixels = np.asarray(image)
     return pixels[None] if shape[0] == 1 else pixels.transpose(2, 0, 1)
 
 
 def _read_mask(encoded: Encoded, i: int, shape: tuple[int, int, int], size: int | None) -> np.ndarray:
     """Mask `i` as uint8 `(1, H, W)`; `size` 0 takes it as it is."""
-    with _open(encoded, i) as image:
+    with _open(encoded, i) as image, _room.of(image):
         _check_size(image.size, i, encoded, shape, size)
         if image.mode not in _ONE_NUMBER:
             raise DataError(
@@ -195,7 +248,7 @@ def _read_mask(encoded: Encoded, i: int, shape: tuple[int, int, int], size: int 
             )
         try:
             values = np.asarray(image)  # of a palette image, the indices
-        except (OSError, SyntaxError) as error:
+        except Exception as error:  # as in `open_image`
             raise _unreadable(encoded.where(i), error) from error
     if values.min() < 0 or values.max() > IGNORED:
         raise DataError(f"{encoded.where(i)} holds {values.max()}; a mask holds numbers from 0 to {IGNORED}")
@@ -216,6 +269,11 @@ def _resize(image: Image.Image, size: int, resampling: Image.Resampling = Image.
 def _check_size(
     found: tuple[int, int], i: int, encoded: Encoded, shape: tuple[int, int, int], size: int | None
 ) -> None:
+    scale = size / min(found) if size else 1
+    if found[0] * scale * found[1] * scale > limits.IMAGE_PIXELS:
+        raise DataError(
+            _too_large(encoded.where(i), f"{found[0]}x{found[1]} pixels, its shorter side to become {size}")
+        )
     if size is None and found != (shape[2], shape[1]):
         raise DataError(
             f"images differ in size: {encoded.where(0)} has {shape[2]}x{shape[1]} pixels, {encoded.where(i)} has "
@@ -224,4 +282,8 @@ def _check_size(
 
 
 def _unreadable(where: str, error: Exception) -> DataError:
-    return DataError(f"{where} is no readable image ({error}). Replace it or take it out of the data set")
+    reason = "of none of the formats " + ", ".join(FORMATS) if isinstance(error, UnidentifiedImageError) else str(error)
+    return DataError(
+        f"{where} is no readable image ({reason[:200] or type(error).__name__}). Replace it or take it out of the "
+        "data set"
+    )

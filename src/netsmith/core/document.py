@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from netsmith.core.paths import as_path
 from netsmith.core.yaml_text import MOST_BYTES, Document, Fault, Keys, dotted, read_yaml
 from netsmith.errors import ConfigError, did_you_mean
 
@@ -22,15 +23,19 @@ def read_file(path: Path) -> str:
     Raises:
         ConfigError: missing (with the nearest names beside it), too large, or not UTF-8.
     """
+    as_path(path, ConfigError)
     if path.is_dir():
         raise ConfigError(f"{path} is a folder, expected a YAML file.")
     if not path.exists():
         beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise ConfigError(f"There is no config file {path}. {did_you_mean(path.name, beside)}".rstrip())
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ConfigError(f"{path} has {path.stat().st_size} bytes, expected at most {MOST_BYTES}: is it a config?")
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:  # a pipe has no size, and may be what a shell made of <(...)
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            size = max(len(data), path.stat().st_size)
+            raise ConfigError(f"{path} has {size} bytes, expected at most {MOST_BYTES}: is it a config?")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
     except OSError as error:
@@ -57,8 +62,12 @@ def validate(document: Document, model: type[M], where: str, *, context: Mapping
             faults.append(Fault(*_at(document, ()), f"expected keys and values, got {_shown(value)}"))
     elif not (document.value is None and faults):
         faults += [_bool_fault(document, path) for path in _bools(model, value, ())]
+        broken = [
+            Fault(*_at(document, path), "expected text, got something that is no Unicode") for path in _broken(value)
+        ]
+        faults += broken
         try:
-            result = model.model_validate(value, context=dict(context or {}))
+            result = None if broken else model.model_validate(value, context=dict(context or {}))
         except ValidationError as error:
             known = {f.key for f in faults}
             found = [_explain(document, model, e) for e in error.errors(include_url=False)]
@@ -69,6 +78,21 @@ def validate(document: Document, model: type[M], where: str, *, context: Mapping
         lines = [str(f) for f in faults]
         raise ConfigError(f"{where} has {count}:\n" + "\n".join(f"  {line}" for line in lines), lines)
     return result
+
+
+def _broken(value: Any, path: Keys = ()) -> list[Keys]:
+    """Places of texts with half a surrogate pair in them, which nothing can write."""
+    found: list[Keys] = []
+    if isinstance(value, str):
+        found += [path] * any(0xD800 <= ord(c) < 0xE000 for c in value)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            found += [path for _ in _broken(key)]
+            found += _broken(inner, (*path, key))
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            found += _broken(inner, (*path, i))
+    return found
 
 
 def _at(document: Document, path: Keys) -> tuple[str, str]:

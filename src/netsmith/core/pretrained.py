@@ -13,6 +13,7 @@ from torch import nn
 from netsmith.core.artifact import is_artifact, load, saver_of, staged, verify
 from netsmith.core.hub import code_sources, fetch, is_hub_id, upload
 from netsmith.core.output import named_os_errors
+from netsmith.core.paths import as_path
 from netsmith.errors import ArtifactError, NetsmithError
 
 _P = TypeVar("_P", bound="Pretrained")
@@ -90,8 +91,8 @@ def from_pretrained(
         HubError: the Hub has nothing of that name, does not let you in, or is out of reach.
     """
     text = str(folder_or_id)
-    if Path(text).expanduser().exists() or not is_hub_id(text):
-        return load(Path(text).expanduser(), run_code=run_code)
+    if not is_hub_id(text) or as_path(text).exists():
+        return load(as_path(text, ArtifactError), run_code=run_code)
     folder = fetch(text, revision=revision, token=token, cache_dir=cache_dir)
     code = code_sources(folder)
     if code and not run_code:

@@ -12,6 +12,7 @@ import timm.models
 import torch
 import torchvision.models as tv
 
+from netsmith.core.paths import as_path
 from netsmith.errors import SourceError, did_you_mean
 from netsmith.models import BUILDERS
 
@@ -148,7 +149,7 @@ def _names() -> dict[str, list[str]]:
 
 
 def _anchor(path: str, base: Path | None) -> Path:
-    found = Path(path).expanduser()
+    found = as_path(path)
     return found if found.is_absolute() or base is None else base / found
 
 

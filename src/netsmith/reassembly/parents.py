@@ -15,6 +15,7 @@ from netsmith.core.engine import evaluate
 from netsmith.core.graph import Chain, dissect
 from netsmith.core.network import Network, load_source
 from netsmith.core.running import check_runs
+from netsmith.core.sources import SCHEMES
 from netsmith.core.tasks import Classification
 from netsmith.core.trained import architecture
 from netsmith.errors import DataError, DissectionError, RecipeError, ZooError
@@ -132,9 +133,15 @@ def rebuild(recipe: Recipe, given: Mapping[str, torch.nn.Module] | None = None) 
                 f"'{ref.name}' was given as a module ({ref.source[7:]}), which no source string builds again. "
                 f"Build it and pass it: networks={{'{ref.name}': module}}."
             )
+        source = ref.source.partition("#")[0]  # the architecture alone: weights come from the artifact
+        if module is None and source.partition(":")[0] not in SCHEMES:
+            raise RecipeError(
+                f"'{ref.name}' of the recipe has the source '{source[:200]}', expected an architecture: one of "
+                f"{', '.join(f'{scheme}:' for scheme in SCHEMES)} and a name."
+            )
         with recorded(origin() or "the recipe"):
             network = load_source(
-                module if module is not None else ref.source,
+                module if module is not None else source,
                 name=ref.name,
                 pretrained=False,
                 num_classes=ref.num_classes,

@@ -1,0 +1,29 @@
+"""Texts that name files: taken as paths only when a file system could have such a name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from netsmith.errors import NetsmithError, SourceError
+
+_TEXT = 4000
+_PART = 255  # bytes, on every usual file system
+
+
+def as_path(text: str | Path, kind: type[NetsmithError] = SourceError) -> Path:
+    """A path, with `~` replaced by the home folder.
+
+    Raises:
+        NetsmithError: of `kind`: too long, with control characters, no Unicode, or the home of a user who is not there.
+    """
+    name = str(text)
+    shown = name if len(name) <= 80 else f"{name[:60]}... ({len(name)} characters)"
+    odd = next((c for c in name if ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000), None)
+    if odd is not None:
+        raise kind(f"{shown!r} is no path: it holds the character {odd!r}.")
+    if len(name) > _TEXT or any(len(part.encode()) > _PART for part in name.split("/")):
+        raise kind(f"'{shown}' is no path: it, or a name in it, is too long.")
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:  # the home of an unknown user
+        raise kind(f"'{shown}' is no path that can be found: {error}.") from error
