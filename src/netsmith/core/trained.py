@@ -48,6 +48,7 @@ def save_network(
     counts: Mapping[str, int],
     metrics: Mapping[str, Any],
     config: Mapping[str, Any],
+    hashes: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a trained network as an artifact, which is itself a source: `netsmith evaluate FOLDER`.
@@ -58,6 +59,7 @@ def save_network(
         counts: `params` and `macs` of the whole network.
         metrics: what was measured, and on which split.
         config: the resolved configuration that trained it.
+        hashes: of config, data and the weights it began with (`core.run_hashes`).
         overwrite: replace an artifact that is there already.
 
     Raises:
@@ -79,6 +81,7 @@ def save_network(
         "provenance": [asdict(network.provenance)],
         "metrics": dict(metrics),
         "config": dict(config),
+        **({"hashes": dict(hashes)} if hashes else {}),
     }
     return save_artifact(
         folder,

@@ -13,12 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from netsmith.core import processes
-from netsmith.core.artifact import write_json
+from netsmith.core.artifact import library_versions, write_json
 from netsmith.core.cache import digest
 from netsmith.core.data import ImageSet, Splits
 from netsmith.core.engine import Progress, TrainSettings, evaluate, train
 from netsmith.core.network import Network, load_source
 from netsmith.core.profile import count_macs, count_params
+from netsmith.core.run_hashes import run_hashes
 from netsmith.core.sources import parse_source
 from netsmith.core.tasks import make_task
 from netsmith.core.trained import check_trainable, save_network
@@ -91,6 +92,7 @@ def train_entry(
         "params": count_params(network.model),
         "macs": count_macs(network.model, network.preprocess.input_size),
     }
+    hashes = run_hashes(config or {}, splits.fingerprint, [network.provenance])
     summary = {
         "kind": "training",
         "schema": 1,
@@ -107,12 +109,16 @@ def train_entry(
         "seconds": {"training": result.seconds},
         "images_per_second": result.images_per_second,
         "history": result.history,
+        "versions": library_versions(),
+        "hashes": hashes,
     }
     if not processes.first():
         return summary
     named = {f"{name}_{part}": value for part, found in metrics.items() for name, value in found.items()}
     about = {"data": splits.name, **{name: value for name, value in named.items() if not name.startswith("loss_")}}
-    save_network(folder / "artifact", network, counts=counts, metrics=about, config=config or {}, overwrite=True)
+    save_network(
+        folder / "artifact", network, counts=counts, metrics=about, config=config or {}, hashes=hashes, overwrite=True
+    )
     write_json(folder / "summary.json", summary)
     return summary
 

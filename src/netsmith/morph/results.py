@@ -84,3 +84,4 @@ class Details(_Record):
     seconds: dict[str, float]
     machine: dict[str, Any]
     versions: dict[str, str]
+    hashes: dict[str, Any] = {}

@@ -25,7 +25,18 @@ from netsmith.morph.saving import licence_lines
 KIND = "sampled"
 WEIGHTS = "weights.safetensors"
 BASE_STATISTICS = "those of the base network's channels"
-_KEPT = ("base", "folded", "num_classes", "task", "classes", "preprocess", "provenance", "licence", "commercial")
+_KEPT = (
+    "base",
+    "folded",
+    "num_classes",
+    "task",
+    "classes",
+    "preprocess",
+    "provenance",
+    "licence",
+    "commercial",
+    "hashes",
+)
 
 
 def save_sampled(

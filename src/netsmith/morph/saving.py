@@ -20,6 +20,7 @@ from netsmith.core.manifest_fields import check_fields
 from netsmith.core.network import Network
 from netsmith.core.output import write_json
 from netsmith.core.profile import count_macs, count_params, format_count
+from netsmith.core.run_hashes import run_hashes
 from netsmith.core.running import check_runs
 from netsmith.core.trained import skeleton
 from netsmith.core.weights import load_state
@@ -50,7 +51,7 @@ def write_results(
     """Write `artifact/`, `details.json` and, last, `summary.json` to a folder that exists. Raises OutputError."""
     save_morphed(result, folder / "artifact", config=config, overwrite=True)
     size = artifact_bytes(folder / "artifact")
-    write_json(folder / "details.json", details_of(result, size, rivals or []).to_dict())
+    write_json(folder / "details.json", details_of(result, size, rivals or [], config).to_dict())
     summary = summary_of(result, size, rivals or [])
     write_json(folder / "summary.json", summary.to_dict())
     return summary
@@ -102,6 +103,7 @@ def save_morphed(
             f"{result.task.primary}@{p.ratio:g}": p.metrics["test"][result.task.primary] for p in result.points
         },
         "config": dict(config or {}),
+        "hashes": hashes_of(result, config),
     }
     files = {BASE: base, GENERATOR: morphable.generator.saved()}
     return save_artifact(folder, kind=KIND, tensors=files, manifest=manifest, card=_card(result), overwrite=overwrite)
@@ -165,7 +167,14 @@ def summary_of(result: Morphed, size: int, rivals: list[dict[str, Any]]) -> Summ
     )
 
 
-def details_of(result: Morphed, size: int, rivals: list[dict[str, Any]]) -> Details:
+def hashes_of(result: Morphed, config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Of config, data and the base's weights."""
+    return run_hashes(config or {}, result.data.fingerprint, [result.network.provenance])
+
+
+def details_of(
+    result: Morphed, size: int, rivals: list[dict[str, Any]], config: Mapping[str, Any] | None = None
+) -> Details:
     """Everything that the report shows."""
     primary, network, space = result.task.primary, result.network, result.space
     generator = result.model.morphable.generator
@@ -230,6 +239,7 @@ def details_of(result: Morphed, size: int, rivals: list[dict[str, Any]]) -> Deta
         seconds=result.seconds,
         machine={"system": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         versions=library_versions(),
+        hashes=hashes_of(result, config),
     )
 
 

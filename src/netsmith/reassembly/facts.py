@@ -32,6 +32,7 @@ KEPT = (
     "commercial",
     "metrics",
     "config",
+    "hashes",
 )
 """What a manifest says beside recipe, classes' number and preprocessing, which follow from the recipe."""
 

@@ -50,6 +50,7 @@ class Reassembled:
     seconds: dict[str, float]
     classes: tuple[str, ...]
     data_name: str
+    data_sha256: str
     seed: int
 
 
@@ -166,5 +167,6 @@ def reassemble(
         seconds=run.steps.seconds,
         classes=data.classes,
         data_name=data.name,
+        data_sha256=data.fingerprint,
         seed=seed,
     )

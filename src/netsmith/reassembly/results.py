@@ -154,6 +154,7 @@ class Details(_Record):
     versions: dict[str, str]
     data: dict[str, Any] = {}
     seed: int = 0
+    hashes: dict[str, Any] = {}
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; the field `schema_` is called `schema` there."""

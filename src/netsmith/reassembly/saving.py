@@ -22,6 +22,7 @@ from netsmith.core.artifact import (
 )
 from netsmith.core.graph import Unit
 from netsmith.core.output import to_json, write_json, write_text
+from netsmith.core.run_hashes import run_hashes
 from netsmith.core.weights import load_state
 from netsmith.errors import ArtifactError
 from netsmith.reassembly.adapters import spec_cost
@@ -52,7 +53,7 @@ def write_results(result: Reassembled, folder: Path, *, config: Mapping[str, Any
     """
     write_text(folder / "recipe.json", result.recipe.to_json())
     save_reassembled(result, folder / "artifact", config=config, overwrite=True)
-    write_json(folder / "details.json", details_of(result).to_dict())
+    write_json(folder / "details.json", details_of(result, config).to_dict())
     summary = summary_of(result)
     write_json(folder / "summary.json", summary.to_dict())
     return summary
@@ -62,8 +63,14 @@ def save_reassembled(
     result: Reassembled, folder: Path, *, config: Mapping[str, Any] | None = None, overwrite: bool = False
 ) -> Path:
     """Write the chosen network as an artifact, which is itself a source; returns the folder. Raises OutputError."""
-    result.module.facts = {**result.module.facts, "config": dict(config or {})}
+    hashes = hashes_of(result, config or {})
+    result.module.facts = {**result.module.facts, "config": dict(config or {}), "hashes": hashes}
     return save_assembled(result.module, folder, overwrite)
+
+
+def hashes_of(result: Reassembled, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of config, data and the weights of the whole zoo, used or not: all of it decides what is found."""
+    return run_hashes(config, result.data_sha256, [p.network.provenance for p in result.parents])
 
 
 @saver(KIND)
@@ -127,7 +134,7 @@ def summary_of(result: Reassembled) -> Summary:
     )
 
 
-def details_of(result: Reassembled) -> Details:
+def details_of(result: Reassembled, config: Mapping[str, Any] | None = None) -> Details:
     """Everything that the report shows."""
     chosen = _chosen(result)
     return Details(
@@ -164,6 +171,7 @@ def details_of(result: Reassembled) -> Details:
         versions=library_versions(),
         data={"name": result.data_name, "classes": list(result.classes)},
         seed=result.seed,
+        hashes=hashes_of(result, config or {}),
     )
 
 
