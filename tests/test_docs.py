@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 import netsmith
+from netsmith.cli.main import build_parser
 from netsmith.config import MorphConfig, ReassembleConfig, TrainConfig
 from netsmith.core.settings import TrainSettings
 
@@ -51,6 +54,43 @@ def test_links_lead_somewhere(page):
 def test_every_public_name_has_its_reference():
     named = re.findall(r"^::: netsmith\.[\w.]+\.(\w+)$", (DOCS / "reference.md").read_text(), re.MULTILINE)
     assert sorted(named) == sorted(netsmith.__all__)
+
+
+def commands() -> list[str]:
+    """Every line of a code block of README and docs that calls netsmith, without its remark."""
+    found = []
+    for page in (DOCS.parent / "README.md", *PAGES):
+        for block in re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            found += [line.partition(" #")[0].strip() for line in block.splitlines() if line.startswith("netsmith ")]
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_in_the_docs_is_one(command):
+    build_parser().parse_args(shlex.split(command)[1:])
+
+
+def texts() -> list[str]:
+    """The strings in the sources, each in one piece; what is filled in is a zero byte."""
+    found = []
+    for file in (DOCS.parent / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (str(v.value) if isinstance(v, ast.Constant) else "\0" for v in node.values)
+                found.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_every_refusal_that_is_explained_is_one():
+    known = texts()
+    rows = re.findall(r"^\| (`.*?) \| ", (DOCS / "refusals.md").read_text(), re.MULTILINE)
+    assert len(rows) > 20
+    for row in rows:
+        for quoted in re.findall(r"`([^`]+)`", row):
+            for phrase in quoted.split("..."):
+                assert any(phrase.strip() in text for text in known), f"no message says '{phrase.strip()}'"
 
 
 @pytest.mark.slow
