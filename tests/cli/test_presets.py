@@ -41,6 +41,15 @@ def test_copy_replaces_nothing_unasked(tmp_path, capsys):
     assert (tmp_path / "dery_zoo.yaml").read_text() == presets.read("dery_zoo")
 
 
+def test_two_presets_that_name_one_file_are_copied_one_after_the_other(tmp_path, capsys):
+    assert main(["presets", "copy", "cifar10", "--out", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert main(["presets", "copy", "morph_cifar10", "--out", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert f"{tmp_path / 'train_resnet20_cifar10.yaml'} is there" in text
+    assert f"wrote {tmp_path / 'morph_cifar10.yaml'}" in text
+
+
 def test_unknown_preset_names_the_nearest(capsys):
     assert main(["presets", "copy", "dery_10"]) == 2
     assert "there is no preset 'dery_10'. Did you mean 'dery_10m'" in capsys.readouterr().err

@@ -57,13 +57,19 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
         raise SourceError(f"there is no preset '{arguments.name}'. {hint} See `netsmith presets list`.")
     wanted = [arguments.name, *shipped.companions(arguments.name)]
     targets = [arguments.out / f"{name}.yaml" for name in wanted]
-    existing = [str(t) for t in targets if t.exists()]
+    as_shipped = [
+        t.is_file() and t.read_bytes() == shipped.read(n).encode() for n, t in zip(wanted, targets, strict=True)
+    ]
+    existing = [str(t) for t, same in zip(targets, as_shipped, strict=True) if t.exists() and not same]
     if existing and not arguments.overwrite:
         raise OutputError(
             f"{', '.join(existing)} exists already. Give --overwrite to replace it, or another folder with --out."
         )
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name, target in zip(wanted, targets, strict=True):
+    for name, target, same in zip(wanted, targets, as_shipped, strict=True):
+        if same:
+            session.console.result(f"{target} is there")
+            continue
         target.write_text(shipped.read(name), encoding="utf-8")
         session.console.result(f"wrote {target}")
     return 0
