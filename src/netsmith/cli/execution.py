@@ -22,6 +22,8 @@ from netsmith.reassembly.saving import write_results
 from netsmith.report import write_report
 from netsmith.report.results import read_json
 
+from .forecast import forecast_reassembly
+
 
 class _Ranked(Exception):
     """All candidates are scored."""
@@ -105,8 +107,11 @@ def _reassemble(
     )
 
 
-def plan(config: ReassembleConfig, *, progress: Progress | None = None) -> list[str]:
-    """What a config would do, download and cost, without weights, data or network: one text a line."""
+def plan(config: ReassembleConfig, *, device: str = "cpu", progress: Progress | None = None) -> list[str]:
+    """What a config would do, download and cost, without network: one text a line.
+
+    Nothing is written. For the estimate one network is run for a moment with random weights.
+    """
     infos = []
     for i, entry in enumerate(config.zoo):
         infos.append(describe_source(entry, pretrained=config.pretrained))
@@ -123,7 +128,7 @@ def plan(config: ReassembleConfig, *, progress: Progress | None = None) -> list[
         lines.append(f"  {info.name:<32} {params:>8} params  {fetch:<22} {licence}")
     lines.append(f"to download: {download / 1e9:.2f} GB in all" if download else "to download: nothing")
     lines += [f"data: {config.data.source}", f"budget: {config.budget}"]
-    lines += _steps(config)
+    lines += [*_steps(config), *forecast_reassembly(config, device, progress)]
     bound = [info.name for info in infos if info.commercial is False]
     if bound:
         lines.append(f"licences: a network with a block of {', '.join(bound)} may not be used commercially")

@@ -55,7 +55,9 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     path = config_path(arguments.config)
     config = load_morph_config(path, overrides, base=base_of(path))
     if arguments.plan:
-        for line in plan(config):
+        with session.console.progress() as bars:
+            lines = plan(config, device=str(device_of(config.device)), progress=bars)
+        for line in lines:
             session.console.result(line)
         return 0
     if arguments.out is None:

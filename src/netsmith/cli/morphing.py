@@ -28,6 +28,8 @@ from netsmith.morph.space import MorphSpace
 from netsmith.report import write_report
 from netsmith.report.results import read_json
 
+from .forecast import forecast_morph
+
 _log = logging.getLogger("netsmith.morph")
 
 
@@ -169,8 +171,11 @@ def training(config: MorphConfig) -> TrainSettings | None:
     return config.training.model_copy(update=left)
 
 
-def plan(config: MorphConfig) -> list[str]:
-    """What a config would do, download and cost, without weights, data or network: one text a line."""
+def plan(config: MorphConfig, *, device: str = "cpu", progress: Progress | None = None) -> list[str]:
+    """What a config would do, download and cost, without network: one text a line.
+
+    Nothing is written. For the estimate the network is run for a moment with random weights.
+    """
     info = describe_source(config.network, pretrained=config.pretrained)
     fetch = f"{info.download_bytes / 1e6:.0f} MB to download" if info.download_bytes else "nothing to download"
     params = "?" if info.params is None else format_count(info.params)
@@ -197,6 +202,7 @@ def plan(config: MorphConfig) -> list[str]:
         f"data: {config.data.source}",
         "steps:",
         *(f"  {i}. {step}" for i, step in enumerate(steps, start=1)),
+        *forecast_morph(config, device, progress),
     ]
 
 

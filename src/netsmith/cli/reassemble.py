@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     config = load_reassemble_config(config_path(arguments.config), overrides)
     if arguments.plan:
         with session.console.progress() as bars:
-            lines = plan(config, progress=bars)
+            lines = plan(config, device=str(device_of(config.device)), progress=bars)
         for line in lines:
             session.console.result(line)
         return 0
