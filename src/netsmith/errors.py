@@ -5,9 +5,33 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+_UNPRINTED = {
+    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    for span in (
+        range(9),
+        range(11, 32),
+        range(127, 160),
+        range(0x202A, 0x202F),
+        range(0x2066, 0x206A),
+        range(0xD800, 0xE000),
+    )
+    for code in span
+}
+
+
+def printable(text: str) -> str:
+    """A text that does nothing to a terminal and can be written: controls and halves of surrogate pairs as `\\x1b`.
+
+    Names in messages come from files that somebody else may have made.
+    """
+    return text.translate(_UNPRINTED)
+
 
 class NetsmithError(ValueError):
     """Base of every error that a user's input can cause. The command line prints it and exits with code 2."""
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*(printable(part) if isinstance(part, str) else part for part in parts))
 
 
 class SourceError(NetsmithError):
@@ -35,7 +59,7 @@ class ConfigError(NetsmithError):
 
     def __init__(self, message: str, faults: Sequence[str] = ()) -> None:
         super().__init__(message)
-        self.faults = tuple(faults)
+        self.faults = tuple(printable(fault) for fault in faults)
 
 
 class BudgetError(NetsmithError):

@@ -74,8 +74,8 @@ INPUT_VALUES = 2**26
 OPTION = 1_000_000
 """Highest whole number among the options of a network: a width, a depth, a number of classes."""
 
-MODULES = 50_000
-"""Modules of one network; those of timm have up to 6,000."""
+MODULES = 20_000
+"""Modules of one network; the largest of timm have some 3,000."""
 
 WIDTH = 1_048_576
 """Channels of one width group."""
@@ -91,6 +91,9 @@ EPOCHS = 1_000_000
 
 COUNT = 1_000_000
 """Restarts, candidates, views and other things that are done so many times."""
+
+CANDIDATES = 100_000
+"""Candidates that are searched for."""
 
 BLOCKS = 1000
 """Blocks of one network, and equivalence sets."""

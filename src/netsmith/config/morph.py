@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from netsmith import limits
 from netsmith.config.reading import load_config
 from netsmith.config.sections import DataSection, Machine, Section, one_of
 from netsmith.core.paths import as_path
@@ -45,6 +46,8 @@ class SpaceSection(Section):
                 raise ValueError(f"expected ratios (0.25) or channel counts (16), got {number!r}")
             if number <= 0:
                 raise ValueError(f"a width must be above 0, got {number}")
+            if number > limits.WIDTH:
+                raise ValueError(f"a width is at most {limits.WIDTH}, got {str(number)[:40]}")
         low, high = value
         if low > high:
             raise ValueError(f"the range is empty: {low} is above {high}")
@@ -65,7 +68,9 @@ class OrderSection(Section):
         default="auto", description="importance for nested and grid, smooth for inr, or as they are"
     )
     solver: str = Field(default="auto", description="of the shortest path of a smooth order")
-    images: int = Field(default=2048, ge=64, description="training images by which importance is measured")
+    images: int = Field(
+        default=2048, ge=64, le=limits.IMAGES, description="training images by which importance is measured"
+    )
 
     @field_validator("solver")
     @classmethod
@@ -98,7 +103,9 @@ class RivalsSection(Section):
     which: tuple[str, ...] = Field(
         default=(), description="l1, taylor (Torch-Pruning), nested (slimmable weights), alone (trained from scratch)"
     )
-    steps: int | None = Field(default=None, ge=1, description="optimizer steps; default: as many as fitting takes")
+    steps: int | None = Field(
+        default=None, ge=1, le=10**9, description="optimizer steps; default: as many as fitting takes"
+    )
     each: bool = Field(
         default=False, description="l1 and taylor once more with these steps for each size, not shared among the sizes"
     )
@@ -157,7 +164,7 @@ class MorphConfig(Machine):
         default=MorphTraining.model_validate({}), description="null leaves the generator as it starts"
     )
     ratios: tuple[float, ...] = Field(
-        default=(1.0, 0.75, 0.5, 0.25), min_length=1, description="at which the result is measured"
+        default=(1.0, 0.75, 0.5, 0.25), min_length=1, max_length=1000, description="at which the result is measured"
     )
     latency: bool = Field(default=False, description="measure milliseconds an image at each ratio, too")
     rivals: RivalsSection = Field(
@@ -193,6 +200,8 @@ class MorphConfig(Machine):
     def _positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if min(value) <= 0:
             raise ValueError(f"ratios must be above 0, got {list(value)}")
+        if max(value) > MOST_RATIO:
+            raise ValueError(f"ratios go up to {MOST_RATIO}, got {list(value)}")
         return tuple(dict.fromkeys(value))
 
 

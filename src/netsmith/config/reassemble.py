@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from netsmith import limits
 from netsmith.config.reading import load_config
 from netsmith.config.sections import DataSection, Machine, Section, one_of
 from netsmith.core.paths import as_path
@@ -25,9 +26,11 @@ from netsmith.reassembly.similarity import metric_names
 class ProbeSection(Section):
     """The images on which networks are compared and adapters fitted; from the training part only."""
 
-    images: int = Field(default=512, ge=8, description="for the similarity")
-    grid: int | None = Field(default=None, ge=1, description="compare s x s means instead of one mean a channel")
-    batch_size: int = Field(default=128, ge=1)
+    images: int = Field(default=512, ge=8, le=limits.PROBE, description="for the similarity")
+    grid: int | None = Field(
+        default=None, ge=1, le=1000, description="compare s x s means instead of one mean a channel"
+    )
+    batch_size: int = Field(default=128, ge=1, le=limits.BATCH)
 
 
 class SimilaritySection(Section):
@@ -45,22 +48,28 @@ class SimilaritySection(Section):
 class PartitionSection(Section):
     """How the zoo is cut into blocks."""
 
-    k: int = Field(default=4, ge=2, description="blocks a network, and equivalence sets")
-    eps: float = Field(default=0.2, ge=0, description="a block has at most (1 + eps) / k of its network")
+    k: int = Field(default=4, ge=2, le=limits.BLOCKS, description="blocks a network, and equivalence sets")
+    eps: float = Field(
+        default=0.2, ge=0, le=limits.BLOCKS, description="a block has at most (1 + eps) / k of its network"
+    )
     size: Literal["units", "params", "macs"] = Field(default="units", description="what blocks are measured by")
-    restarts: int = Field(default=200, ge=1)
+    restarts: int = Field(default=200, ge=1, le=limits.COUNT)
 
 
 class BudgetSection(Budget):
     """Bounds on the network; see `netsmith.core.profile.Budget`."""
 
-    latency_batch: int = Field(default=1, ge=1, description="images at once when latency and memory are measured")
+    latency_batch: int = Field(
+        default=1, ge=1, le=limits.BATCH, description="images at once when latency and memory are measured"
+    )
 
 
 class SearchSection(Section):
     """How candidates are found."""
 
-    candidates: int = Field(default=20, ge=1, description="how many of the cheapest assemblies are built and scored")
+    candidates: int = Field(
+        default=20, ge=1, le=limits.CANDIDATES, description="how many of the cheapest assemblies are built and scored"
+    )
     distinct_sets: bool = Field(default=True, description="at most one block of each equivalence set")
     mix: bool = Field(default=True, description="blocks of at least two networks")
     solver: Solver = "exact"
@@ -73,7 +82,7 @@ class StitchSection(Section):
     init: Literal["lstsq", "random"] = Field(default="lstsq", description="fitted in closed form, or drawn at random")
     ridge: tuple[float, ...] | None = Field(default=None, description="ridges to try; default: a grid")
     head: HeadMethod = "auto"
-    images: int = Field(default=2000, ge=16, description="training images for the fit")
+    images: int = Field(default=2000, ge=16, le=limits.IMAGES, description="training images for the fit")
 
     @field_validator("style")
     @classmethod
@@ -98,7 +107,7 @@ class ScoreSection(Section):
 
     name: str = "stitch"
     also: tuple[str, ...] = Field(default=("params",), description="further scores to note")
-    images: int = Field(default=2000, ge=8, description="most validation images that a score sees")
+    images: int = Field(default=2000, ge=8, le=limits.IMAGES, description="most validation images that a score sees")
     finalists: int = Field(default=1, ge=1, description="best candidates that are fine-tuned; validation chooses")
 
     @field_validator("name")

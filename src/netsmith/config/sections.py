@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from netsmith import limits
 from netsmith.core.data import DATA_SOURCES
 from netsmith.core.paths import as_path
 from netsmith.errors import DataError, did_you_mean
@@ -32,9 +33,11 @@ class DataSection(Section):
     """The images; a bare text is the source."""
 
     source: str = Field(description="digits, torchvision:NAME, folder:PATH, masks:PATH, parquet:PATH or hf:NAME")
-    size: int | None = Field(default=None, ge=4, description="side in pixels that images are resized to")
+    size: int | None = Field(
+        default=None, ge=4, le=limits.SIDE, description="side in pixels that images are resized to"
+    )
     validation_fraction: Fraction = Field(default=0.1, description="of the training part, if there is no other")
-    seed: int = Field(default=0, ge=0, description="of the split")
+    seed: int = Field(default=0, ge=0, le=limits.INTEGER, description="of the split")
 
     @model_validator(mode="before")
     @classmethod
@@ -71,7 +74,7 @@ def one_of(value: str, allowed: Sequence[str]) -> str:
 class Machine(Section):
     """What every config has: randomness and the machine."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=limits.INTEGER)
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["no", "bf16", "fp16"] = Field(default="no", description="mixed precision; fp16 needs a GPU")
 

@@ -80,18 +80,18 @@ def validate(document: Document, model: type[M], where: str, *, context: Mapping
     return result
 
 
-def _broken(value: Any, path: Keys = ()) -> list[Keys]:
+def _broken(value: Any) -> list[Keys]:
     """Places of texts with half a surrogate pair in them, which nothing can write."""
     found: list[Keys] = []
-    if isinstance(value, str):
-        found += [path] * any(0xD800 <= ord(c) < 0xE000 for c in value)
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            found += [path for _ in _broken(key)]
-            found += _broken(inner, (*path, key))
-    elif isinstance(value, list | tuple):
-        for i, inner in enumerate(value):
-            found += _broken(inner, (*path, i))
+    waiting: list[tuple[Keys, Any]] = [((), value)]
+    while waiting:
+        path, here = waiting.pop()
+        if isinstance(here, str):
+            found += [path] * any(0xD800 <= ord(c) < 0xE000 for c in here)
+        elif isinstance(here, Mapping):
+            waiting += [(path, key) for key in here] + [((*path, key), inner) for key, inner in here.items()]
+        elif isinstance(here, list | tuple):
+            waiting += [((*path, i), inner) for i, inner in enumerate(here)]
     return found
 
 

@@ -27,8 +27,10 @@ def override(document: Document, overrides: Sequence[str], anchor: Callable[[Seq
     for text in overrides:
         key, equals, value_text = text.partition("=")
         keys = key.strip().split(".")
-        if not equals or not all(re.fullmatch(r"[\w-]+", k) for k in keys):
-            document.faults.append(Fault(PLACE, "", f"expected KEY=VALUE such as partition.k=3, got '{text}'", _LAST))
+        if not equals or len(keys) > _MOST_KEYS or not all(re.fullmatch(r"[\w-]+", k) for k in keys):
+            document.faults.append(
+                Fault(PLACE, "", f"expected KEY=VALUE such as partition.k=3, got '{text[:200]}'", _LAST)
+            )
             continue
         parsed = read_yaml(value_text)
         if parsed.faults:
@@ -38,6 +40,7 @@ def override(document: Document, overrides: Sequence[str], anchor: Callable[[Seq
 
 
 _LAST = 1 << 30
+_MOST_KEYS = 32
 
 
 def _put(document: Document, keys: Sequence[str], value: Any) -> None:
@@ -46,7 +49,7 @@ def _put(document: Document, keys: Sequence[str], value: Any) -> None:
     for i, key in enumerate(keys):
         step: Any = key
         if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
+            if not re.fullmatch(r"[0-9]{1,9}", key) or int(key) >= len(node):
                 text = f"the list has {len(node)} entries, numbered from 0; got '{key}'"
                 document.faults.append(Fault(PLACE, dotted((*path, key)), text, _LAST))
                 return

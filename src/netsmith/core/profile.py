@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from netsmith.errors import BudgetError
 
+_MOST = 1e30  # beyond it, somebody means something else
 _SUFFIX = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 
 
@@ -30,8 +31,8 @@ class Bound:
 
     def __post_init__(self) -> None:
         for name, value in (("min", self.min), ("max", self.max)):
-            if value is not None and not 0 <= value < float("inf"):
-                raise BudgetError(f"a bound must be a finite number of at least 0, not {name}: {value:g}")
+            if value is not None and not 0 <= value <= _MOST:
+                raise BudgetError(f"a bound must be a finite number of at least 0, not {name}: {str(value)[:40]}")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise BudgetError(
                 f"min must not exceed max, but min is {format_count(self.min)} and max is {format_count(self.max)};"
@@ -78,7 +79,7 @@ def parse_count(value: Any) -> int | float:
             return int(number) if number.is_integer() else number
         except ValueError:
             pass
-    raise BudgetError(f"expected a number such as 500000, '0.5M' or '3G', not {value!r}")
+    raise BudgetError(f"expected a number such as 500000, '0.5M' or '3G', not {value!r:.80}")
 
 
 def _optional_bound(value: Any) -> Bound | None:

@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from netsmith import limits
+
 
 class TrainSettings(BaseModel):
     """Settings of the one training loop.
@@ -14,10 +16,10 @@ class TrainSettings(BaseModel):
     Everything random follows from `seed`; two runs with the same settings and data on the same machine are equal.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    epochs: int = Field(10, ge=1, description="times through the training part")
-    batch_size: int = Field(128, ge=1, description="images a forward pass, in each process")
+    epochs: int = Field(10, ge=1, le=limits.EPOCHS, description="times through the training part")
+    batch_size: int = Field(128, ge=1, le=limits.BATCH, description="images a forward pass, in each process")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with Nesterov momentum, or AdamW")
     lr: float = Field(0.1, gt=0, description="highest learning rate")
     weight_decay: float = Field(5e-4, ge=0, description="on weights of two or more dimensions; not on norms and biases")
@@ -31,8 +33,8 @@ class TrainSettings(BaseModel):
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the moving average of the weights, e.g. 0.999")
     clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient")
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision; fp16 needs a GPU")
-    accumulate: int = Field(1, ge=1, description="batches whose gradients are added up before a step")
-    seed: int = Field(0, ge=0)
+    accumulate: int = Field(1, ge=1, le=limits.COUNT, description="batches whose gradients are added up before a step")
+    seed: int = Field(0, ge=0, le=limits.INTEGER)
     channels_last: bool = Field(False, description="memory format; with bf16 about twice as fast for CNNs on a CPU")
     frozen_statistics: bool = Field(True, description="parts without a trainable parameter stay in evaluation mode")
 

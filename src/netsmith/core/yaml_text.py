@@ -200,7 +200,8 @@ class _Converter:
             if kind == "float":
                 return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
         except (ValueError, KeyError):
-            self.fault(node, path, f"'{text}' is no {kind}")
+            shown = text if len(text) <= 40 else f"{text[:30]}... ({len(text)} characters)"
+            self.fault(node, path, f"'{shown}' is no {kind}")
             return None
         return text
 
