@@ -173,9 +173,32 @@ def table(arguments: argparse.Namespace) -> None:
     nested = {r["space"]: r for r in rows if r["kind"] == "nested"}
     both = [s for s in SPACES if s in default and s in nested]
     ratio = min((default[s][f"{r:g}"] / nested[s][f"{r:g}"] for s in both for r in RATIOS), default=None)
-    write(arguments.json, {"rows": rows, "ratio": ratio, "peer": "nested (slimmable), the same loop and steps"})
-    print("\n".join(lines(rows)))
-    arguments.json.with_suffix(".md").write_text("\n".join(["# CIFAR-10 at any width", "", *lines(rows), ""]))
+    beside = [json.loads(p.read_text()) for p in sorted(arguments.work.glob("*.rival.json"))]
+    result = {"rows": rows, "rivals": beside, "ratio": ratio, "peer": "nested (slimmable), the same loop and steps"}
+    write(arguments.json, result | {"machine": found[0]["machine"] if found else describe()})
+    text = "\n".join(["# CIFAR-10 at any width", "", ABOUT, "", *lines(rows), "", *rival_lines(beside), ""])
+    print(text)
+    arguments.json.with_suffix(".md").write_text(text)
+
+
+ABOUT = """Test accuracy (8,000 images) of ResNet20 (88.10%) at ratios of its inner widths; selection on validation.
+`last_block`: two convolutions vary, fitted from 0.5 to 1; `all`: nine blocks, fitted from 0.25 to 1. Mean and standard
+deviation of the seeds. See `benchmarks/morph_cifar10.py` and `benchmarks/morph_rivals.py`."""
+
+
+def rival_lines(rivals: list[dict[str, Any]]) -> list[str]:
+    """Networks of one size each: pruned and tuned, or trained alone."""
+    if not rivals:
+        return []
+    ratios = [p["ratio"] for p in rivals[0]["points"]]
+    names = {"l1": "Torch-Pruning L1", "taylor": "Torch-Pruning Taylor", "alone": "trained alone"}
+    out = ["| space | a network for each size | steps each | " + " | ".join(f"{r:g}" for r in ratios) + " |"]
+    out.append("|---" * (3 + len(ratios)) + "|")
+    for r in rivals:
+        share = "steps shared" if r["share"] == "total" else "steps for each"
+        cells = " | ".join(f"{100 * p['test']:.2f}" for p in r["points"])
+        out.append(f"| {r['space']} | {names[r['rival']]}, {share} | {r['steps']} | {cells} |")
+    return out
 
 
 def lines(rows: list[dict[str, Any]]) -> list[str]:
