@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,9 @@ from filelock import FileLock
 from netsmith.cli.main import main
 from netsmith.core.artifact import verify
 from netsmith.core.output import mend, temporary
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from launching import command, environment
 
 ROOT = Path(__file__).parent.parent.parent
 TRAIN = """
@@ -193,3 +198,30 @@ def test_killed_at_random_moments_every_resume_ends_the_same(tmp_path, verb):
     assert row["kills"] > 0
     assert row["runs"] == row["same"] > 0
     assert row["faults"] == []
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_kindly_and_says_how_to_go_on(config, tmp_path, number):
+    out = tmp_path / "out"
+    config.write_text(TRAIN.replace("epochs: 1", "epochs: 100000"))
+    words = ["train", config, "--out", out]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "env": environment()}
+    running = subprocess.Popen(command(*words), **pipes)
+    end = time.monotonic() + 200
+    while not list(out.glob("checkpoints/*/last.safetensors")):
+        assert running.poll() is None, running.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    running.send_signal(number)
+    _, errors = running.communicate(timeout=100)
+    assert running.returncode == 128 + number
+    assert f"{number.name}: stopping at the next safe point. The same signal again stops at once." in errors
+    assert f"interrupted. What was finished is kept in {out}; go on with:\n  netsmith train" in errors
+    assert "training stopped in epoch" in errors
+    assert "Traceback" not in errors
+    assert not list(out.rglob(".*.tmp"))
+    assert not (out / ".lock").exists()
