@@ -11,8 +11,8 @@ from typing import Any
 from netsmith import limits
 
 
-def parse_json(data: str | bytes, *, most_values: int = limits.JSON_VALUES) -> Any:
-    """The value of a JSON text.
+def parse_json(data: str | bytes, *, most_values: int = limits.JSON_VALUES, finite: bool = True) -> Any:
+    """The value of a JSON text; NaN and infinity, which Python writes though JSON has none, where not `finite`.
 
     Raises:
         ValueError: no JSON (then a `json.JSONDecodeError`), or JSON that no program of ours writes: more than
@@ -25,7 +25,11 @@ def parse_json(data: str | bytes, *, most_values: int = limits.JSON_VALUES) -> A
         raise ValueError(f"it holds up to {count} values, expected at most {most_values}")
     try:
         value = json.loads(
-            text, parse_constant=_constant, parse_int=_whole, parse_float=_real, object_pairs_hook=_object
+            text,
+            parse_constant=_constant if finite else float,
+            parse_int=_whole,
+            parse_float=_real if finite else float,
+            object_pairs_hook=_object,
         )
     except RecursionError:
         raise ValueError(f"it is nested more than {limits.JSON_DEPTH} levels deep") from None
@@ -38,13 +42,15 @@ def parse_json(data: str | bytes, *, most_values: int = limits.JSON_VALUES) -> A
     return value
 
 
-def read_json(path: Path, *, most_bytes: int = limits.JSON_BYTES, most_values: int = limits.JSON_VALUES) -> Any:
+def read_json(
+    path: Path, *, most_bytes: int = limits.JSON_BYTES, most_values: int = limits.JSON_VALUES, finite: bool = True
+) -> Any:
     """The value of a JSON file.
 
     Raises:
         OSError: it cannot be read. ValueError: it is no regular file, too large, or as `parse_json`.
     """
-    return parse_json(read_bounded(path, most_bytes), most_values=most_values)
+    return parse_json(read_bounded(path, most_bytes), most_values=most_values, finite=finite)
 
 
 def read_bounded(path: Path, most: int) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -168,7 +168,7 @@ class FitRecord(Partial):
 class WidthRecord(Sized):
     """The network read at one size; `fitted` is false outside the range that was trained."""
 
-    ratio: Number = None
+    ratio: Annotated[float, Field(ge=0, le=1000)] | None = None
     widths: dict[str, Number] = Field(default_factory=dict)
     fitted: bool = True
     latency_ms: Number = None

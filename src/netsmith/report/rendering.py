@@ -56,7 +56,9 @@ def write_atomically(path: Path, content: bytes) -> Path:
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
-            partial.write_bytes(content)
+            partial.unlink(missing_ok=True)
+            with partial.open("xb") as file:  # a new file: a link of that name may lead out of the folder
+                file.write(content)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

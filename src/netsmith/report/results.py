@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from netsmith import json_text, limits
 from netsmith.errors import ArtifactError
 
 SCHEMA = 1
@@ -21,7 +22,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-Number = Annotated[float | None, BeforeValidator(_finite)]
+_LARGEST = 1e18  # drawn beside others, a larger number leaves nothing to see of them
+Number = Annotated[Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)] | None, BeforeValidator(_finite)]
 
 
 class Record(BaseModel):
@@ -235,19 +237,19 @@ RecordT = TypeVar("RecordT", bound=Record)
 def read_json(path: Path) -> Any:
     """The JSON in `path`; ArtifactError when it is missing, unreadable or no JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json_text.read_json(path, finite=False)
     except FileNotFoundError:
         raise ArtifactError(
             f"{path.parent} holds no {path.name}, so it is no finished output folder of `netsmith reassemble` or "
             "`netsmith morph`. Give the folder that --out named, or run the command to the end first."
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}.") from error
     except json.JSONDecodeError as error:
         raise ArtifactError(
             f"{path} is no JSON (line {error.lineno}, column {error.colno}: {error.msg}): truncated or edited? "
             "Run the command that wrote it again; finished steps come from its cache."
         ) from error
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}.") from error
 
 
 def parse(kind: type[RecordT], data: Any, where: str) -> RecordT:
@@ -335,7 +337,10 @@ def surroundings(folder: Path) -> tuple[str | None, dict[str, Any]]:
     config = folder / "config.yaml"
     manifest = folder / "artifact" / "manifest.json"
     found = read_json(manifest) if manifest.is_file() else {}
-    text = config.read_text(encoding="utf-8") if config.is_file() else None
+    try:
+        text = json_text.read_bounded(config, limits.MANIFEST_BYTES).decode("utf-8") if config.is_file() else None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{config} cannot be read: {error}.") from error
     return text, found if isinstance(found, dict) else {}
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import ImageOps
 from torch import Tensor
 
 from netsmith.core.artifact import read_manifest
+from netsmith.core.decoding import open_image
 from netsmith.core.network import Preprocess
 from netsmith.errors import DataError, MorphError
 from netsmith.morph.saving import KIND, load_morphed
@@ -41,6 +43,20 @@ class Answer:
     milliseconds: float
 
 
+def uploaded(file: Path) -> np.ndarray:
+    """The pixels `(h, w)` or `(h, w, channels)`, uint8, of an image file that somebody sent, upright.
+
+    Raises DataError for what is no image, or one of too many pixels: before it is decoded.
+    """
+    with open_image(file, "what was uploaded") as image:
+        try:
+            upright = ImageOps.exif_transpose(image)
+            grey = upright.mode in ("1", "L", "LA", "I;16", "I", "F")
+            return np.asarray(upright.convert("L" if grey else "RGB"))
+        except Exception as error:  # a damaged file makes each decoder raise errors of its own
+            raise DataError(f"what was uploaded is no readable image: {str(error)[:200]}") from error
+
+
 class Explorer:
     """A morphable classifier that is asked about single images at a size that changes.
 
@@ -60,11 +76,12 @@ class Explorer:
                 f"`netsmith sample {folder} --ratio 0.5 --out half` reads networks from it."
             )
         self.name = str(manifest.get("name", Path(folder).name))
-        self.accuracy: dict[str, float] = dict(manifest.get("metrics", {}))
+        measured = manifest.get("metrics", {})
+        self.accuracy: dict[str, float] = {k: float(v) for k, v in measured.items() if isinstance(v, int | float)}
         self.preprocess = Preprocess.from_json(manifest["preprocess"])
         self.model = load_morphed(folder)
         named = [str(c) for c in manifest.get("classes", [])]
-        count = int(manifest["num_classes"])
+        count = manifest.get("num_classes") or len(named)
         self.classes = named if len(named) == count else [str(k) for k in range(count)]
         self.lowest, self.highest = self._ends()
 

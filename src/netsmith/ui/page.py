@@ -7,15 +7,15 @@ import socket
 from collections.abc import Callable
 from functools import wraps
 from html import escape
+from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from netsmith.core.profile import format_count
 from netsmith.errors import MissingDependencyError, NetsmithError, OutputError
-from netsmith.ui.explorer import Answer, Explorer, Shape
+from netsmith.ui.explorer import Answer, Explorer, Shape, uploaded
 
 HOST = "127.0.0.1"
+_UPLOAD = "64mb"
 _BARS = 24
 """Groups drawn at most; others are counted."""
 _STYLE = """
@@ -73,16 +73,16 @@ def build_page(explorer: Explorer) -> Any:
 
         return run
 
-    def result(image: np.ndarray | None, shape: Shape) -> tuple[Any, str]:
-        answer = None if image is None else explorer.answer(image)
+    def result(image: str | None, shape: Shape) -> tuple[Any, str]:
+        answer = None if image is None else explorer.answer(uploaded(Path(image)))
         return (None if answer is None else dict(answer.confidence)), described(explorer, shape, answer)
 
     @shown
-    def at_ratio(image: np.ndarray | None, ratio: float) -> tuple[Any, str]:
+    def at_ratio(image: str | None, ratio: float) -> tuple[Any, str]:
         return result(image, explorer.resize(ratio))
 
     @shown
-    def at_latency(image: np.ndarray | None, milliseconds: float | None) -> tuple[Any, str, float]:
+    def at_latency(image: str | None, milliseconds: float | None) -> tuple[Any, str, float]:
         if milliseconds is None:
             raise NetsmithError("give a number of milliseconds")
         shape = explorer.within(milliseconds)
@@ -90,12 +90,12 @@ def build_page(explorer: Explorer) -> Any:
 
     low, high = explorer.lowest, explorer.highest
     with gradio.Blocks(title=f"netsmith: {explorer.name}", analytics_enabled=False) as page:
-        gradio.Markdown(f"# {explorer.name}\n\nOne artifact, any size. Drop an image, then move the slider.")
+        gradio.Markdown(f"# {escape(explorer.name)}\n\nOne artifact, any size. Drop an image, then move the slider.")
         with gradio.Row():
             with gradio.Column():
                 image = gradio.Image(
                     label="image",
-                    type="numpy",
+                    type="filepath",  # decoded here, within bounds, and not by the page
                     image_mode=None,
                     sources=["upload", "clipboard"],
                     height=260,
@@ -145,6 +145,7 @@ def serve(explorer: Explorer, port: int, *, block: bool = True) -> str:
         prevent_thread_lock=not block,
         theme=theme,
         css=_STYLE,
+        max_file_size=_UPLOAD,
         footer_links=["api", "settings"],
     )
     return f"http://{HOST}:{chosen}"
