@@ -253,3 +253,16 @@ def test_an_artifact_without_its_recipe_says_so(result, tmp_path):
     folder = save_artifact(tmp_path / "a", kind="reassembly", tensors={}, manifest={"name": "x"}, card="x")
     with pytest.raises(ArtifactError, match="lacks 'recipe'"):
         load_reassembled(Path(folder))
+
+
+def test_fine_tuning_never_makes_the_network_worse(digits, caplog):
+    """Weights that tuning has spoilt on validation are not kept; the user is told."""
+    spoiling = TrainSettings(epochs=1, lr=5.0, optimizer="adamw", batch_size=256)
+    result = reassemble(zoo(), digits, Budget(params="150k"), finetune=spoiling, **SETTINGS)
+    chosen = result.candidates[0]
+    assert chosen.stitched is not None
+    assert chosen.finetuned == chosen.stitched
+    assert result.accuracy["finetuned"] == result.accuracy["stitched"]
+    assert "fine-tuning made the network worse on validation" in caplog.text
+    assert result.training is not None
+    assert result.training.metrics["accuracy"] < chosen.stitched

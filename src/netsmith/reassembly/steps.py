@@ -347,6 +347,15 @@ class Run:
                     progress=self.steps.tell,
                 )
                 candidate.finetuned = result.metrics["accuracy"]
+                if candidate.finetuned < candidate.stitched:
+                    _LOG.warning(
+                        "fine-tuning made the network worse on validation (%.2f%% before, %.2f%% at best after): it "
+                        "keeps its stitched weights. Lower finetune.lr, or take larger stitch.ridge",
+                        100 * candidate.stitched,
+                        100 * candidate.finetuned,
+                    )
+                    module.load_state_dict(stitched)
+                    candidate.finetuned = candidate.stitched
                 if best is None or candidate.finetuned > (best[0].finetuned or 0.0):
                     best = (candidate, module, result, stitched)
         assert best is not None
