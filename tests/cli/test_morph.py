@@ -350,6 +350,32 @@ def test_widths_are_measured_with_statistics_of_their_own(morphed, base, tmp_pat
     assert "statistics of batch norms estimated anew on training images of digits" in streams.err
 
 
+def test_evaluate_sweeps_over_the_widths_of_a_morphable_artifact(morphed, capsys):
+    """As its card has them, recalibrated as they were; or those asked for, fitted or not."""
+    words = ["evaluate", str(morphed / "artifact"), "--data", "digits", "--batch", "2"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    details = json.loads((morphed / "details.json").read_text())
+    assert [w["ratio"] for w in found["widths"]] == [1.0, 0.5, 0.25]
+    for own, card in zip(found["widths"], details["widths"], strict=True):
+        assert (own["params"], own["macs"]) == (card["params"], card["macs"])
+        assert own["accuracy"] == pytest.approx(card["accuracy"]["test"], abs=1e-4)
+        assert own["latency_ms"] > 0
+    assert found["accuracy"] == found["widths"][0]["accuracy"]
+    assert main([*words, "--ratios", "0.3,0.75", "--split", "validation"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"on \d+ images \(validation of digits\)", text)
+    assert [line.split()[0] for line in text.splitlines()[2:]] == ["0.75", "0.3"]
+
+
+def test_a_sweep_needs_sizes(morphed, capsys):
+    folder = str(morphed / "artifact")
+    assert main(["evaluate", f"{folder}@0.5", "--data", "digits", "--ratios", "1"]) == 2
+    assert "--ratios are for a morphable artifact without a size" in capsys.readouterr().err
+    assert main(["evaluate", folder, "--data", "digits", "--ratios", "1,none"]) == 2
+    assert "positive numbers, such as 1,0.5,0.25, were expected, '1,none' came" in capsys.readouterr().err
+
+
 def test_nothing_is_said_of_norms_that_are_folded(base, tmp_path, capsys):
     assert morph(base, tmp_path / "out", "training=null", more=["--quiet"]) == 0
     details = json.loads((tmp_path / "out/details.json").read_text())

@@ -1,7 +1,8 @@
 """Accuracy (or the metrics of another task), params, MACs and speed of one network.
 
 SOURCE is an artifact folder, or a source as in `netsmith dissect --help`. The network is measured as a whole: stem,
-blocks, adapters and head. The test split is for the end: to choose between networks, use --split validation.
+blocks, adapters and head; a morphable artifact at several sizes (`DIR@0.5` at that one). The test split is for the end:
+to choose between networks, use --split validation.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from netsmith.errors import DataError
+from netsmith.errors import DataError, SourceError
 
-from .options import add_common, image_shape, positive
+from .options import add_common, image_shape, positive, ratios
 from .session import Session
 
 if TYPE_CHECKING:
     import torch
 
-    from netsmith.core.data import ImageSet
+    from netsmith.core.data import ImageSet, Splits
     from netsmith.core.zoo import Network
 
 TASKS = ("classification", "segmentation", "generation")
@@ -30,6 +31,7 @@ EXAMPLES = (
         "netsmith evaluate netsmith:cifar_resnet20#r20.safetensors --data torchvision:CIFAR10 --split validation",
         "of a file of weights",
     ),
+    ("netsmith evaluate runs/any_width/artifact --data digits --ratios 1,0.5,0.3", "a morphable artifact, by size"),
     ("netsmith evaluate timm:resnet18 --data folder:imagenet --batch 1 --json", "latency at batch 1"),
     ("netsmith evaluate runs/unet/artifact --data masks:scans --size 256", "a segmentation network: mIoU and F1"),
 )
@@ -46,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", choices=("test", "validation"), default="test", help="images to measure on (default: test)"
     )
+    parser.add_argument(
+        "--ratios", type=ratios, metavar="R,R,...", help="sizes of a morphable artifact (default: those of its card)"
+    )
     parser.add_argument("--batch", type=positive, default=64, metavar="N", help="batch of the latency (default: 64)")
     parser.add_argument(
         "--input-size", type=image_shape, metavar="CxHxW", help="images for networks without a size of their own"
@@ -58,41 +63,112 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, session: Session) -> int:
     """Load, measure, print."""
     from netsmith.core.data import open_data
-    from netsmith.core.profile import format_count
 
-    from .networks import device_of, format_metric, load_network, recalibrate_sized
-
+    ratios = sweep_of(arguments.source, arguments.ratios)
     splits = open_data(arguments.data, seed=arguments.seed or 0, size=arguments.size)
-    images = splits.test if arguments.split == "test" else splits.validation
-    network = load_network(arguments.source, arguments, example_shape=images.shape)
-    network.task = arguments.task or network.task
-    recalibrate_sized(arguments.source, network, splits, session, seed=arguments.seed or 0)
-    with session.console.progress() as bars:
-        facts: dict[str, Any] = {
-            "kind": "evaluation",
-            "schema": 1,
-            "source": arguments.source,
-            "data": arguments.data,
-            "split": arguments.split,
-            **measure(
-                network, images, batch=arguments.batch, device=device_of(arguments.device), step=bars.step("evaluating")
-            ),
-        }
+    sources = [arguments.source] if ratios is None else [f"{arguments.source}@{ratio:g}" for ratio in ratios]
+    measured = [_measured(source, splits, arguments, session) for source in sources]
+    (name, facts), of_sizes = measured[0], [found for _, found in measured]
+    facts = {
+        "kind": "evaluation",
+        "schema": 1,
+        "source": arguments.source,
+        "data": arguments.data,
+        "split": arguments.split,
+        **facts,
+    }
+    if ratios is not None:
+        kept = ("params", "macs", "accuracy", "metrics", "latency_ms")
+        facts["widths"] = [
+            {"ratio": ratio, **{key: found[key] for key in kept}} for ratio, found in zip(ratios, of_sizes, strict=True)
+        ]
     if arguments.json:
         session.console.result(json.dumps(facts, indent=2))
-        return 0
+    elif ratios is None:
+        show(name, facts, session)
+    else:
+        show_sweep(name.partition("@")[0], facts, session)
+    return 0
+
+
+def sweep_of(source: str, asked: list[float] | None) -> list[float] | None:
+    """The ratios at which a source is measured: None for one network of one size.
+
+    A morphable artifact without a size is measured at those `asked` for, or else at those of its card.
+
+    Raises:
+        SourceError: ratios were asked of a source that has none.
+    """
+    from netsmith.core.artifact import read_manifest
+    from netsmith.core.sources import parse_source
+
+    parsed = parse_source(source)
+    manifest = read_manifest(parsed.name) if parsed.scheme == "artifact" else {}
+    if manifest.get("kind") != "morph" or parsed.detail is not None:
+        if asked is not None:
+            raise SourceError(f"--ratios are for a morphable artifact without a size, and '{source}' is none.")
+        return None
+    known = {float(name.partition("@")[2]) for name in manifest.get("metrics", {}) if "@" in name}
+    return sorted(asked or known or {1.0}, reverse=True)
+
+
+def _measured(
+    source: str, splits: Splits, arguments: argparse.Namespace, session: Session
+) -> tuple[str, dict[str, Any]]:
+    """A network's name and what `measure` says of it."""
+    from .networks import device_of, load_network, recalibrate_sized
+
+    images = splits.test if arguments.split == "test" else splits.validation
+    network = load_network(source, arguments, example_shape=images.shape)
+    network.task = arguments.task or network.task
+    recalibrate_sized(source, network, splits, session, seed=arguments.seed or 0)
+    with session.console.progress() as bars:
+        found = measure(
+            network, images, batch=arguments.batch, device=device_of(arguments.device), step=bars.step("evaluating")
+        )
+    return network.name, found
+
+
+def show(name: str, facts: dict[str, Any], session: Session) -> None:
+    """One network as a table."""
+    from netsmith.core.profile import format_count
+
+    from .networks import format_metric
+
     session.console.table(
         ["", ">"],
         [
-            *([name, format_metric(name, value)] for name, value in facts["metrics"].items()),
-            ["images", f"{facts['images']} ({arguments.split} of {arguments.data})"],
+            *([metric, format_metric(metric, value)] for metric, value in facts["metrics"].items()),
+            ["images", f"{facts['images']} ({facts['split']} of {facts['data']})"],
             ["params", format_count(facts["params"])],
             ["MACs", format_count(facts["macs"])],
-            ["latency", f"{facts['latency_ms']:.2f} ms for a batch of {arguments.batch} on {facts['device']}"],
+            ["latency", f"{facts['latency_ms']:.2f} ms for a batch of {facts['batch']} on {facts['device']}"],
         ],
-        title=network.name,
+        title=name,
     )
-    return 0
+
+
+def show_sweep(name: str, facts: dict[str, Any], session: Session) -> None:
+    """A morphable artifact, a row a size."""
+    from netsmith.core.profile import format_count
+
+    from .networks import format_metric
+
+    metrics = list(facts["metrics"])
+    rows = [
+        [
+            f"{w['ratio']:g}",
+            format_count(w["params"]),
+            format_count(w["macs"]),
+            *(format_metric(metric, w["metrics"][metric]) for metric in metrics),
+            f"{w['latency_ms']:.2f} ms",
+        ]
+        for w in facts["widths"]
+    ]
+    columns = [">ratio", ">params", ">MACs", *(f">{metric}" for metric in metrics), f">batch of {facts['batch']}"]
+    session.console.table(
+        columns, rows, title=f"{name} on {facts['images']} images ({facts['split']} of {facts['data']})"
+    )
 
 
 def measure(

@@ -91,6 +91,17 @@ def fraction(text: str) -> float:
     return value
 
 
+def ratios(text: str) -> list[float]:
+    """``1,0.5,0.25``: positive numbers, each once."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(0 < value < float("inf") for value in values) or len(set(values)) < len(values):
+        raise argparse.ArgumentTypeError(f"positive numbers, such as 1,0.5,0.25, were expected, '{text}' came")
+    return values
+
+
 def image_shape(text: str) -> tuple[int, int, int]:
     """``3x224x224`` (channels, height, width), or ``224`` for three channels and a square."""
     numbers = re.split(r"[x×,]", text.lower())
