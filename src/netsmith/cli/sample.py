@@ -7,6 +7,7 @@ weights as safetensors, which is a source like any other; or, with --format, a f
 from __future__ import annotations
 
 import argparse
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -221,6 +222,8 @@ def _number(option: str, text: str) -> float:
 
 def _width(text: str) -> tuple[str, int]:
     group, equals, number = text.rpartition("=")
-    if not equals or not number.lstrip("-").isdigit():
-        raise UsageError(f"--width: GROUP=N with a whole number was expected, such as layer3.2.conv1=24; '{text}' came")
+    if not equals or not re.fullmatch(r"-?[0-9]{1,18}", number):
+        raise UsageError(
+            f"--width: GROUP=N with a whole number was expected, such as layer3.2.conv1=24; '{text:.80}' came"
+        )
     return group, int(number)

@@ -126,12 +126,12 @@ def make_generator(
         raise MorphError(f"unknown generator '{kind}'. {did_you_mean(kind, GENERATORS)}")
     given, hints = dict(settings or {}), get_type_hints(GENERATORS[kind].__init__)
     known = [name for name in inspect.signature(GENERATORS[kind]).parameters if name not in ("tensors", "groups")]
-    for name, value in given.items():
+    for name, value in tuple(given.items()):
         if name not in known:
             hint = did_you_mean(name, known) or "It has none."
             raise MorphError(f"the generator '{kind}' has no setting '{name}'. {hint}")
         try:
-            TypeAdapter(hints[name]).validate_python(value, strict=True)
+            given[name] = TypeAdapter(hints[name]).validate_python(value, strict=True)
         except ValidationError as error:
             wanted = inspect.formatannotation(hints[name]).removeprefix("collections.abc.")
             raise MorphError(f"{name} of the generator '{kind}' must be {wanted}, not {value!r}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 import warnings
 from collections import OrderedDict
@@ -306,4 +307,6 @@ def _bytes(module: nn.Module) -> int:
 
 
 def _amount(what: str, value: float) -> str:
+    if not math.isfinite(value):
+        return f"{value:g}"
     return f"{value:.3g} ms" if what == "latency_ms" else format_count(round(value))
