@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -203,6 +204,16 @@ def test_killed_at_random_moments_every_resume_ends_the_same(tmp_path, verb):
 # --- signals ----------------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def heard():
+    """What is started meanwhile hears SIGINT, as from a terminal; in a shell's background it would be ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_kindly_and_says_how_to_go_on(config, tmp_path, number):
@@ -210,7 +221,8 @@ def test_a_signal_stops_kindly_and_says_how_to_go_on(config, tmp_path, number):
     config.write_text(TRAIN.replace("epochs: 1", "epochs: 100000"))
     words = ["train", config, "--out", out]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "env": environment()}
-    running = subprocess.Popen(command(*words), **pipes)
+    with heard():
+        running = subprocess.Popen(command(*words), **pipes)
     end = time.monotonic() + 200
     while not list(out.glob("checkpoints/*/last.safetensors")):
         assert running.poll() is None, running.communicate()[1]

@@ -421,9 +421,17 @@ def test_two_processes_train_as_one(tmp_path):
     assert losses == pytest.approx([entry["loss"] for entry in result.history], rel=1e-4)
 
 
+@pytest.fixture
+def heard():
+    """Signals as in a terminal: started in a shell's background, this process would ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("at", [1, 6])
-def test_a_signal_stops_within_an_epoch_and_the_rest_gives_the_same(tmp_path, number, at):
+def test_a_signal_stops_within_an_epoch_and_the_rest_gives_the_same(tmp_path, heard, number, at):
     def interrupted(what, done, total, note=""):
         if done == at:
             os.kill(os.getpid(), number)
@@ -445,7 +453,17 @@ def test_a_signal_stops_within_an_epoch_and_the_rest_gives_the_same(tmp_path, nu
     assert rest.images_per_second > 0
 
 
-def test_the_same_signal_again_stops_at_once():
+def test_what_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stopping.graceful(lambda text: None):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not stopping.asked()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_the_same_signal_again_stops_at_once(heard):
     told = []
     with stopping.graceful(told.append):
         os.kill(os.getpid(), signal.SIGINT)

@@ -83,7 +83,7 @@ def test_parts_of_sources_and_names():
         ("resnet18", r"neither a source nor the folder .* Did you mean 'timm:resnet18' or 'torchvision:resnet18'"),
         ("runs/nowhere", "'runs/nowhere' is neither a source nor the folder of an artifact"),
         ("timm:", "names nothing after 'timm:'"),
-        ("hf:org/net", "from_pretrained.'org/net'..save_pretrained.FOLDER."),
+        ("hf:net", "must be hf:ORG/NAME"),
         ("py:nets.py", r"must be py:PATH\.py:FUNCTION"),
         ("timm:resnet118", r"timm has no architecture 'resnet118'\. Did you mean 'resnet18'"),
         ("timm:resnet18.a4_in1k", r"no weights with the tag 'a4_in1k'\. Did you mean 'a3_in1k'"),

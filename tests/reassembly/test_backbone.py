@@ -15,7 +15,7 @@ import netsmith
 from netsmith.core.artifact import read_manifest
 from netsmith.core.graph import dissect
 from netsmith.core.profile import count_macs, count_params
-from netsmith.errors import RecipeError, SourceError
+from netsmith.errors import RecipeError
 from netsmith.reassembly.adapters import resize_map
 from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.recipe import NetworkRef
@@ -284,5 +284,5 @@ def test_sources_that_are_gone_do_not_hinder_saving(net, tmp_path):
     net.save_pretrained(tmp_path / "a")
     rows = read_manifest(tmp_path / "a")["provenance"]
     assert [row["source"] for row in rows] == ["test:deep", "test:small", "test:tokens"]
-    with pytest.raises(SourceError):
+    with pytest.raises(RecipeError, match="'deep' of the recipe has the source 'test:deep', expected an architecture"):
         netsmith.load(tmp_path / "a")

@@ -25,7 +25,7 @@ from rich.text import Text
 
 _LOG = logging.getLogger("netsmith.cli")
 _WIDTH_WHEN_PIPED = 200
-_OTHERS_WAIT = 3.0  # seconds
+_OTHERS_WAIT = 10.0  # seconds
 
 
 class RunLog(logging.Handler):

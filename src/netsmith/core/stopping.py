@@ -42,7 +42,9 @@ def graceful(told: Callable[[str], None]) -> Iterator[None]:
             name = signal.Signals(number).name
             told(f"{name}: stopping at the next safe point. The same signal again stops at once.")
 
-    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    # what is ignored (`nohup`, a shell's background) stays ignored
+    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heard}
     _asked.clear()
     try:
         yield
