@@ -176,6 +176,7 @@ def open_image(data: Path | bytes, where: str) -> Image.Image:
         raise _unreadable(where, error) from error
     width, height = image.size
     if width * height > limits.IMAGE_PIXELS:
+        image.close()
         raise DataError(_too_large(where, f"{width}x{height} pixels"))
     return image
 

@@ -31,7 +31,9 @@ class Axis:
 
     def beyond(self, value: float) -> float:
         """The place of `value`, outside the drawing for values beyond the axis."""
-        if self.log:
+        if not self.high > self.low:  # shares beyond 1 on an axis that ends there: nothing that could be told apart
+            share = 0.5
+        elif self.log:
             share = math.log(value / self.low) / math.log(self.high / self.low)
         else:
             share = (value - self.low) / (self.high - self.low)
@@ -44,6 +46,8 @@ class Axis:
 
 
 def _linear_ticks(low: float, high: float, most: int) -> list[float]:
+    if not high > low:
+        return [low]
     raw = (high - low) / most
     size = 10.0 ** math.floor(math.log10(raw))
     step = next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= raw * 0.999)

@@ -1,0 +1,240 @@
+"""Images and tables made to do harm: no bomb goes off, nothing outside is read, nothing is waited for."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from attacks import LIMIT_MB, memory_of, refused, tree
+from PIL import Image
+
+from netsmith import limits
+from netsmith.core.data import open_data
+from netsmith.core.decoding import open_image
+from netsmith.errors import DataError
+
+
+def png(width: int, height: int, data: bytes = b"") -> bytes:
+    """A grey PNG that claims a size, whatever its pixels are."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+def small(k: int = 0) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.full((8, 8), k, dtype=np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def folder_of(where: Path, odd: bytes | None = None, name: str = "odd.png") -> Path:
+    for label in ("a", "b"):
+        (where / label).mkdir(parents=True)
+        for k in range(4):
+            (where / label / f"{k}.png").write_bytes(small(k))
+    if odd is not None:
+        (where / "a" / name).write_bytes(odd)
+    return where
+
+
+def both(capsys, source: str, match: str, *, size: int | None = 8) -> None:
+    """Refused by the function and by the command line."""
+    with pytest.raises(DataError, match=match):
+        open_data(source, size=size, validation_fraction=0.3)
+    words = [] if size is None else ["--size", size]
+    refused(capsys, "evaluate", "netsmith:lenet", "--data", source, *words)
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+BOMBS = {
+    "claims 10^9 pixels": (png(40_000, 40_000), "is too large"),
+    "claims 2^62 pixels": (png(2**31 - 1, 2**31 - 1), "is too large|no readable image"),
+    "10^8 pixels": (
+        png(10_000, 10_000, bytes(10_001 * 10_000)),
+        r"is too large \(10000x10000 pixels|decompression bomb",
+    ),
+    "a line that becomes a plane": (png(1, 60_000, bytes(2 * 60_000)), "its shorter side to become 512"),
+    "no pixels": (png(0, 0), "no readable image"),
+    "truncated": (small()[:40], "no readable image"),
+    "a page of PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n", "of none of the formats"),
+    "an SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "of none of the formats"),
+    "a pickle": (b"\x80\x04\x95", "of none of the formats"),
+    "empty": (b"", "of none of the formats"),
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_bombs_and_other_things_are_no_images(tmp_path, capsys, case):
+    data, match = BOMBS[case]
+    both(capsys, f"folder:{folder_of(tmp_path / 'images', data)}", match, size=512)
+
+
+def test_pillows_warning_is_an_error_of_ours(tmp_path):
+    """Between one and two times its limit Pillow only warns; we refuse, and say so."""
+    (tmp_path / "x.png").write_bytes(png(10_000, 10_000))
+    with pytest.raises(DataError, match="is too large"):
+        open_image(tmp_path / "x.png", "x")
+    assert limits.IMAGE_PIXELS == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.slow
+def test_images_take_no_more_memory_than_is_promised(tmp_path):
+    for i, (data, _) in enumerate(BOMBS.values()):
+        folder_of(tmp_path / str(i), data)
+    rose, out = memory_of(
+        f"""
+        import warnings
+        from netsmith.core.data import open_data
+        from netsmith.errors import DataError
+        warnings.simplefilter('ignore')
+        for i in range({len(BOMBS)}):
+            try:
+                open_data(f'folder:{tmp_path}/{{i}}', size=512)
+                print('read', i)
+            except DataError:
+                pass
+        """
+    )
+    assert "read" not in out
+    assert rose < LIMIT_MB, f"{rose} MB"
+
+
+# --- folders of images ------------------------------------------------------------------------------------------------
+
+
+def test_links_in_a_folder_of_images_are_the_users_own(tmp_path):
+    """A data set is often made of links: they are followed, and read as images or not at all."""
+    folder = folder_of(tmp_path / "images")
+    (tmp_path / "elsewhere.png").write_bytes(small(9))
+    (folder / "a" / "link.png").symlink_to(tmp_path / "elsewhere.png")
+    assert len(open_data(f"folder:{folder}", size=8, validation_fraction=0.3).train) > 0
+    (tmp_path / "passwd").write_text("toor:x:0:0")
+    (folder / "a" / "secret.png").symlink_to(tmp_path / "passwd")
+    with pytest.raises(DataError, match="of none of the formats") as caught:
+        open_data(f"folder:{folder}", size=8)
+    assert "toor" not in str(caught.value)
+
+
+def test_broken_links_pipes_devices_and_loops_are_refused(tmp_path, capsys):
+    folder = folder_of(tmp_path / "images")
+    odd = folder / "a" / "odd.png"
+    for make in (lambda: odd.symlink_to("nowhere.png"), lambda: os.mkfifo(odd), lambda: odd.symlink_to("/dev/zero"),
+                 lambda: odd.symlink_to("odd.png"), odd.mkdir):  # fmt: skip
+        make()
+        began = time.monotonic()
+        both(capsys, f"folder:{folder}", "odd.png")
+        assert time.monotonic() - began < 60
+        odd.rmdir() if odd.is_dir() else odd.unlink()
+    (folder / "a" / "loop").symlink_to(folder, target_is_directory=True)
+    open_data(f"folder:{folder}", size=8, validation_fraction=0.3)
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe", b"a\n" * (9 << 20)], ids=["no Unicode", "18 MB"])
+def test_names_of_classes_of_masks_are_bounded(tmp_path, capsys, data):
+    for name in ("images", "masks"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "1.png").write_bytes(small(1))
+    (tmp_path / "set" / "classes.txt").write_bytes(data)
+    both(capsys, f"masks:{tmp_path / 'set'}", "cannot be read as names")
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def table(file: Path, images: list, labels: list, *, said: object = None, kind: pa.DataType | None = None) -> Path:
+    columns = pa.table({"image": images, "label": pa.array(labels, type=kind)})
+    if said is not None:
+        text = said if isinstance(said, bytes) else json.dumps(said).encode()
+        columns = columns.replace_schema_metadata({"huggingface": text})
+    pq.write_table(columns, file, compression="zstd")
+    return file
+
+
+def rows(path: object, count: int = 8) -> list:
+    return [{"bytes": None, "path": path}] * count
+
+
+@pytest.mark.parametrize(
+    "path", ["../secret.png", "/etc/passwd", "a/../../secret.png", "link.png", "x" * 300, "a\0b", "~/x.png"]
+)
+def test_tables_name_no_images_elsewhere(tmp_path, capsys, path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "secret.png").write_bytes(small())
+    (tmp_path / "set" / "link.png").symlink_to(tmp_path / "secret.png")
+    file = table(tmp_path / "set" / "t.parquet", rows(path), [0, 1] * 4)
+    before = tree(tmp_path)
+    both(capsys, f"parquet:{file}", "not in the folder of the table|too long|holds the character|is no file")
+    assert tree(tmp_path) == before
+
+
+def test_images_beside_a_table_are_read(tmp_path):
+    """Guards the test above."""
+    (tmp_path / "x.png").write_bytes(small())
+    file = table(tmp_path / "t.parquet", rows("x.png"), [0, 1] * 4)
+    assert open_data(f"parquet:{file}", validation_fraction=0.3).shape == (1, 8, 8)
+
+
+def test_tables_that_grow_are_refused(tmp_path, capsys):
+    bomb = table(tmp_path / "t.parquet", [{"bytes": bytes(10**6), "path": None}] * 600, [0, 1] * 300)
+    assert bomb.stat().st_size < 200_000
+    both(capsys, f"parquet:{bomb}", "of images cannot be|grows beyond")
+    columns = pa.table({"image": pa.nulls(10**7, pa.struct({"bytes": pa.binary()})), "label": np.zeros(10**7, np.int8)})
+    pq.write_table(columns, tmp_path / "rows.parquet")
+    both(capsys, f"parquet:{tmp_path / 'rows.parquet'}", "claims 10000000 rows")
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "match"),
+    [
+        ([0, 10**9] * 4, None, "has the label 1000000000; expected at most 999999"),
+        ([0, 2**64 - 1] * 4, pa.uint64(), "has the label"),
+        ([0, 2**63 - 1] * 4, None, "has the label"),
+        ([-(10**9)] * 8, None, "has label|two a class|too few"),
+    ],
+)
+def test_absurd_labels_are_refused(tmp_path, capsys, labels, kind, match):
+    images = [{"bytes": small(), "path": None}] * 8
+    both(capsys, f"parquet:{table(tmp_path / 't.parquet', images, labels, kind=kind)}", match)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"[" * 100_000,
+        b"\xff",
+        {"info": {"features": []}},
+        {"info": {"features": {"label": {"_type": "ClassLabel", "names": "ab"}}}},
+        {"info": {"features": {"label": {"_type": "ClassLabel", "names": 10**9}}}},
+        {"info": {"features": {"label": {"_type": "ClassLabel", "names": [{}]}}}},
+    ],
+    ids=str,
+)
+def test_odd_metadata_is_left_alone_or_refused(tmp_path, said):
+    images = [{"bytes": small(), "path": None}] * 8
+    file = table(tmp_path / "t.parquet", images, [0, 1] * 4, said=said)
+    if b"ClassLabel" in (said if isinstance(said, bytes) else json.dumps(said).encode()):
+        with pytest.raises(DataError, match="names of the classes"):
+            open_data(f"parquet:{file}", validation_fraction=0.3)
+    else:
+        assert open_data(f"parquet:{file}", validation_fraction=0.3).shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("cut", [4, 100, -1, -8, -20])
+def test_truncated_tables_are_refused(tmp_path, capsys, cut):
+    file = table(tmp_path / "t.parquet", [{"bytes": small(), "path": None}] * 8, [0, 1] * 4)
+    file.write_bytes(file.read_bytes()[:cut])
+    both(capsys, f"parquet:{file}", "is no readable parquet file")
