@@ -99,11 +99,12 @@ def sweep_of(source: str, asked: list[float] | None) -> list[float] | None:
     Raises:
         SourceError: ratios were asked of a source that has none.
     """
-    from netsmith.core.artifact import read_manifest
+    from netsmith.core.artifact import is_artifact, read_manifest
     from netsmith.core.sources import parse_source
 
     parsed = parse_source(source)
-    manifest = read_manifest(parsed.name) if parsed.scheme == "artifact" else {}
+    # what is no artifact is refused when it is loaded
+    manifest = read_manifest(parsed.name) if parsed.scheme == "artifact" and is_artifact(parsed.name) else {}
     if manifest.get("kind") != "morph" or parsed.detail is not None:
         if asked is not None:
             raise SourceError(f"--ratios are for a morphable artifact without a size, and '{source}' is none.")
