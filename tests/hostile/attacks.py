@@ -94,4 +94,5 @@ def memory_of(code: str, *, address_space_gb: int | None = None) -> tuple[int, s
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     out, _, rose = done.stdout.rpartition("MB ")
+    print(f"rose by {int(rose)} MB")  # for the table in docs/hostile-input.md: pytest -rP
     return int(rose), out + done.stderr

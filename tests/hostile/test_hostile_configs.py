@@ -64,6 +64,7 @@ def test_tags_are_refused_and_nothing_runs(tmp_path, capsys, tag):
     ("text", "match"),
     [
         (LAUGHS, "its aliases expand to more than 20000 values"),
+        ("x: [" + "a," * 400_000 + "a]", "it holds more than 20000 values"),
         (GOOD + "x: &x [*x]\n", "an alias contains itself"),
         (GOOD + "x: &x {<<: *x}\n", "an alias contains itself"),
         ("[" * 10_000, "nested too deeply|no YAML"),

@@ -38,6 +38,14 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with the core schema's idea of what a plain scalar is."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - the base class declares it so
+    nodes = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """One node more; a text of too many is given up at once, as all of it would take half a minute."""
+        self.nodes += 1
+        if self.nodes > 2 * MOST_VALUES:  # keys are nodes too
+            raise _TooMuchError(f"it holds more than {MOST_VALUES} values")
+        return super().compose_node(parent, index)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -108,8 +116,8 @@ def read_yaml(text: str) -> Document:
         document.faults.append(Fault("", "", f"this is no YAML: {first}"))
     except RecursionError:
         document.faults.append(Fault("", "", "it is nested too deeply"))
-    except _TooMuchError:
-        document.faults.append(Fault("", "", f"its aliases expand to more than {MOST_VALUES} values"))
+    except _TooMuchError as error:
+        document.faults.append(Fault("", "", str(error)))
     return document
 
 
@@ -132,7 +140,7 @@ class _Converter:
     def convert(self, node: Any, path: Keys) -> Any:
         self.count += 1
         if self.count > MOST_VALUES:
-            raise _TooMuchError
+            raise _TooMuchError(f"its aliases expand to more than {MOST_VALUES} values")
         if id(node) in self.open:
             self.fault(node, path, "an alias contains itself")
             return None

@@ -159,12 +159,16 @@ def _traces(series: Series, at: Callable[[Dot], tuple[float, float]]) -> list[Tr
     return [Trace(path, series.colour, away) for away, path in paths]
 
 
+_LONGEST = 10_000.0  # pixels: far out of any drawing, names need no room
+
+
 def _along(series: Series, x: Axis, y: Axis) -> list[tuple[float, float]]:
     """Places on the line, close enough together that no name fits between two."""
     found = []
     for a, b in pairwise(series.dots):
         start, end = (x.beyond(a.x), y.beyond(a.y)), (x.beyond(b.x), y.beyond(b.y))
-        steps = max(1, int(max(abs(end[0] - start[0]), abs(end[1] - start[1])) // 8))
+        length = max(abs(end[0] - start[0]), abs(end[1] - start[1]))
+        steps = max(1, int(min(length, _LONGEST) // 8))
         shares = [i / steps for i in range(steps + 1)]
         found += [(start[0] + s * (end[0] - start[0]), start[1] + s * (end[1] - start[1])) for s in shares]
     return found
