@@ -201,6 +201,8 @@ def test_keys_whose_hash_takes_forever_are_refused(tmp_path):
 @pytest.mark.parametrize("kind", ["pickle", "zip"])
 def test_deep_and_truncated_pickles_are_refused(tmp_path, kind):
     bodies = [b"\x80\x02" + b"(" * 20_000, b"\x80\x02" + b"]" * 20_000 + b"a" * 19_999 + b".", b"\x80\x02", b"\x80"]
+    bodies += [b"\x80\x02" + code + b"\xff\xff\xff\xff\xff\xff\xff\x0f" for code in (b"\x8d", b"X", b"\x8b")]
+    bodies.append(b"\x80\x02c" + b"x" * 1_000_000)
     for body in bodies:
         file = tmp_path / "w.pth"
         if kind == "pickle":

@@ -161,6 +161,26 @@ def _follow(file: io.BufferedIOBase, size: int) -> None:
         raise ValueError(f"its pickle is damaged ({type(error).__name__})") from error
 
 
+class _Reader:
+    """A file of which no more is asked than it has: what is read is allocated first."""
+
+    def __init__(self, file: io.BufferedIOBase, size: int) -> None:
+        self.file, self.size, self.tell = file, size, file.tell
+
+    def read(self, count: int) -> bytes:
+        """The next bytes. Raises ValueError for more than the whole file has."""
+        if not 0 <= count <= self.size:
+            raise ValueError(f"its pickle claims a value of {count} bytes, and the file has {self.size}")
+        return self.file.read(count)
+
+    def readline(self) -> bytes:
+        """The next line, or what there is of one that is too long for a name."""
+        return self.file.readline(_LINE)
+
+
+_LINE = 10_000
+
+
 class _Follower:
     def __init__(self, size: int) -> None:
         self.size = size
@@ -171,7 +191,7 @@ class _Follower:
         self.claimed = 0
 
     def run(self, file: io.BufferedIOBase) -> None:
-        for code, argument, _ in pickletools.genops(cast("IO[bytes]", file)):
+        for code, argument, _ in pickletools.genops(cast("IO[bytes]", _Reader(file, self.size))):
             if code.name == "STOP":
                 return
             step = getattr(self, "do_" + code.name.lower(), None)
