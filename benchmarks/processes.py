@@ -4,8 +4,9 @@
 
 Both parts are cut into pieces (a network, a candidate) that the processes take from a cache as they get to them; times
 are those between two barriers, imports left out, best of `--repeats`. `ratio` is the efficiency, the time of one
-process over twice that of two; of both parts the lower one. It needs a machine whose two cores do nothing else. Without
-`--zoo` the networks have random weights, which costs the same.
+process over twice that of two; of both parts the lower one. It needs a machine whose two cores do nothing else. The
+first network of each depth has the weights of `--zoo`, where that has some; the others' are random, which costs the
+same.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def networks(zoo: Path | None, images: tuple[int, int, int], classes: int) -> li
     found = []
     for i, depth in enumerate(DEPTHS):
         file = None if zoo is None else zoo / f"resnet{depth}_cifar10_jpeg.safetensors"
-        weights = f"#{file}" if file is not None and file.is_file() else ""
+        weights = f"#{file}" if file is not None and file.is_file() and depth not in DEPTHS[:i] else ""
         found.append(
             load_source(
                 f"netsmith:cifar_resnet{depth}{weights}", name=f"resnet{depth}_{i}", num_classes=classes,

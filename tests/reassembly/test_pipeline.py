@@ -98,6 +98,18 @@ def test_a_second_run_takes_its_steps_from_the_cache_and_agrees(digits, result, 
     assert (first.table.values == second.table.values).all()
 
 
+def test_what_a_cache_keeps_by_content_is_of_the_network_that_asks(digits, tmp_path):
+    """Renamed in the configuration, and one network twice in a zoo: the table has the names of this run."""
+    cache = Cache(tmp_path)
+    first = reassemble(zoo(), digits, Budget(), cache=cache, **SETTINGS)
+    other, vit, plain = zoo()
+    renamed = [replace(other, name="other"), vit, plain, replace(plain, name="twin")]
+    second = reassemble(renamed, digits, Budget(), cache=cache, **SETTINGS)
+    assert second.table.networks == ("other", "vit", "plain", "twin")
+    old, new = first.table.values, second.table.values
+    assert (new[: len(old), : len(old)] == old).all()
+
+
 def test_what_is_saved_loads_and_computes_the_same(result, tmp_path):
     summary = write_results(result, tmp_path)
     module = netsmith.load(tmp_path / "artifact")

@@ -137,7 +137,8 @@ class Run:
         with self.steps.step("representation"):
             images, _ = probe_set(self.data, count, seed=self.seed)
             entries = self.steps.share("representations", [self._represented(p, images, grid) for p in self.parents])
-            reps = [Representations.from_tensors(entry, entry.meta) for entry in entries]
+            named = zip(self.parents, entries, strict=True)  # kept by content: perhaps under another name
+            reps = [Representations.from_tensors(entry, {**entry.meta, "network": p.name}) for p, entry in named]
         with self.steps.step("similarity"):
             return similarity(reps, metric, biased)
 
