@@ -25,7 +25,7 @@ from torch import Tensor
 
 from netsmith.core.graph import dissect
 from netsmith.core.zoo import load_source
-from netsmith.morph.generator import Grid
+from netsmith.morph.grid import Grid
 from netsmith.morph.live import MorphableModel
 from netsmith.morph.morphable import Morphable
 from netsmith.morph.preparing import prepare

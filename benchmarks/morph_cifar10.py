@@ -27,7 +27,7 @@ from netsmith.morph.fit import FitSettings
 from netsmith.morph.pipeline import make_morphable
 from netsmith.morph.saving import artifact_bytes, base_bytes, save_morphed
 
-RATIOS = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
+RATIOS = tuple(k / 16 for k in range(16, 1, -1))
 COMMON = {
     "lr": 0.02, "weight_decay": 1e-4, "augment": True, "precision": "bf16", "channels_last": True,
     "warmup_epochs": 0.5,
@@ -37,9 +37,9 @@ SPACES: dict[str, dict[str, Any]] = {
     "last_block": {
         "widths": (0.5, 1.0),
         "training": {**COMMON, "epochs": 20, "lr": 0.03, "batch_size": 256, "clip_grad": 5.0, "ema": 0.998},
-        "fitting": {"views": 4, "per_step": 2},
+        "fitting": {"views": 4, "per_step": 2, "apart": 0.5},
         "draws": {
-            "grid": ("keyframe", "coarse", "random", "coarse"),
+            "grid": None,
             "nested": ("full", "random", "low", "random"),
             "inr": ("full", "random", "low", "random"),
         },
@@ -49,7 +49,7 @@ SPACES: dict[str, dict[str, Any]] = {
         "training": {**COMMON, "epochs": 20, "batch_size": 128, "clip_grad": 2.0, "ema": 0.995},
         "fitting": {"views": 8, "per_step": 1},
         "draws": {
-            "grid": ("keyframe", "random", "low", "random", "keyframe", "random", "coarse", "random"),
+            "grid": None,
             "nested": ("full", "random", "low", "random", "random"),
             "inr": ("full", "random", "low", "random", "random"),
         },

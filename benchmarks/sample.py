@@ -32,7 +32,8 @@ def measured(kind: str, count: int, repeats: int) -> dict[str, Any]:
 
     from netsmith.core.graph import dissect
     from netsmith.core.zoo import load_source
-    from netsmith.morph.generator import Generator, Grid, Noise
+    from netsmith.morph.generator import Generator, Noise
+    from netsmith.morph.grid import Grid
     from netsmith.morph.inr import INR
     from netsmith.morph.live import MorphableModel
     from netsmith.morph.morphable import Morphable

@@ -11,7 +11,8 @@ from netsmith.core.settings import TrainSettings
 from netsmith.core.tasks import Classification
 from netsmith.errors import MorphError, TrainingError
 from netsmith.morph.fit import FitSettings, Fitting, default_draws, fit, reconstruction
-from netsmith.morph.generator import Grid, Nested
+from netsmith.morph.generator import Nested
+from netsmith.morph.grid import Grid
 from netsmith.morph.importance import by_importance, channel_importance
 from netsmith.morph.morphable import Morphable
 from netsmith.morph.preparing import prepare

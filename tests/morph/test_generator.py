@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from morph_networks import morphable, tiny
 
 from netsmith.core.channels import entries, relocate
 from netsmith.errors import MorphError
-from netsmith.morph.generator import Grid, Nested, Noise, make_generator, shares
+from netsmith.morph.generator import Nested, Noise, make_generator
+from netsmith.morph.grid import Grid, from_bytes, in_bytes, shares
 from netsmith.morph.morphable import check_split
 
 KINDS = {"nested": (Nested, {}), "grid": (Grid, {"keyframes": (1.0, 0.5, 0.25), "coarse": 0.125})}
@@ -82,7 +85,7 @@ def test_below_the_range_only_the_coarse_set_counts():
 @torch.no_grad()
 def test_the_coarse_set_begins_in_a_smooth_order_of_whole_channels():
     made = morphable(Grid, keyframes=(1.0, 0.9), coarse=0.75)
-    grid, groups = made.generator, relocate(made.space.groups, made.generator._widths(0.75))
+    grid, groups = made.generator, relocate(made.space.groups, made.generator.widths_at(0.75))
 
     def tensors() -> dict[str, torch.Tensor]:
         return {s.name: grid.smooth.get_parameter(s.name.replace(".", "/")).clone() for s in grid.slots}
@@ -121,14 +124,80 @@ def test_noise_moves_the_coarse_reads_only():
 
 def test_shares_are_whole_at_each_keyframe_and_hold_beyond_the_ends():
     knots = (1.0, 0.75, 0.5, 0.25)
-    assert shares(1.0, knots) == (0.0, 0.0, 0.0)
-    assert shares(0.75, knots) == (1.0, 0.0, 0.0)
-    assert shares(0.5, knots) == (1.0, 1.0, 0.0)
-    assert shares(0.25, knots) == (1.0, 0.0, 1.0)
-    assert shares(0.1, knots) == (1.0, 0.0, 1.0)
-    assert shares(2.0, knots) == (0.0, 0.0, 0.0)
-    assert shares(0.125**0.5, knots) == pytest.approx((1.0, 0.5, 0.5))
-    assert shares(0.5**0.5, (1.0, 0.5)) == pytest.approx((0.5,))
+    assert [s for s, _ in shares(1.0, knots)] == [0.0, 0.0, 0.0]
+    assert [s for s, _ in shares(0.75, knots)] == [1.0, 0.0, 0.0]
+    assert [s for s, _ in shares(0.5, knots)] == [1.0, 1.0, 0.0]
+    assert [s for s, _ in shares(0.1, knots)] == [1.0, 1.0, 1.0]
+    assert [s for s, _ in shares(2.0, knots)] == [0.0, 0.0, 0.0]
+    assert [s for s, _ in shares(0.125**0.5, knots)] == pytest.approx([1.0, 1.0, 0.5])
+    assert [s for s, _ in shares(0.5**0.5, (1.0, 0.5))] == pytest.approx([0.5])
+
+
+def test_a_ratio_teaches_the_two_keyframes_that_it_lies_between():
+    knots = (1.0, 0.75, 0.5, 0.25)
+    assert [m for _, m in shares(0.75, knots)] == [1.0, 0.0, 0.0]
+    assert [m for _, m in shares(0.5, knots)] == [0.0, 1.0, 0.0]
+    assert [m for _, m in shares(0.1, knots)] == [0.0, 0.0, 1.0]
+    assert [m for _, m in shares(0.125**0.5, knots)] == pytest.approx([0.0, 0.5, 0.5])
+
+
+def test_a_keyframe_is_not_moved_by_the_widths_below_it():
+    grid = morphable(Grid, keyframes=(1.0, 0.5, 0.25), coarse=None)
+    disturb(grid.generator)
+    x = torch.randn(2, 1, 8, 8)
+    with grid.at_widths(grid.space.at(0.25)):
+        grid(x).sum().backward()
+    upper, lower = grid.generator.deltas
+    assert all(p.grad is None or not p.grad.any() for p in upper.parameters())
+    assert any(p.grad.any() for p in lower.parameters())
+
+
+def test_a_grid_learns_the_tensors_of_a_keyframe():
+    """From the highest keyframe down; what is learned is what is read, and what was learned before stays."""
+    made = morphable(Grid, keyframes=(1.0, 0.75, 0.5), coarse=None)
+    grid = made.generator
+    rng = torch.Generator().manual_seed(0)
+    wanted = {}
+    for ratio in (0.75, 0.5):
+        wanted[ratio] = {n: torch.randn(t.shape, generator=rng) for n, t in grid(grid.widths_at(ratio)).items()}
+        grid.learn(ratio, wanted[ratio])
+    for ratio, tensors in wanted.items():
+        found = grid(grid.widths_at(ratio))
+        assert all(torch.allclose(found[name], tensors[name], atol=1e-5) for name in tensors)
+    full = grid(grid.widths_at(1.0))
+    assert all(torch.equal(full[name], made.base.state_dict()[name]) for name in full)
+
+
+def test_tensors_of_the_keyframes_own_follow_their_layer_or_the_whole_network():
+    made = morphable(Grid, keyframes=(1.0, 0.5), coarse=None)
+    touched = {s.name for s in made.generator.slots}
+    names = [n for n, p in made.base.named_parameters() if n not in touched and n.endswith("bias")]
+    assert names
+    owner = Grid(made.base.state_dict(), made.space.groups, keyframes=(1.0, 0.5), coarse=None, own=names)
+    for parameter in owner.deltas[0].parameters():
+        parameter.data.fill_(1.0)
+    half, full = (owner(made.space.at(r)) for r in (0.5, 1.0))
+    state = made.base.state_dict()
+    for name in names:
+        assert torch.equal(full[name], state[name])
+        assert torch.allclose(half[name], state[name] + 1)
+    assert owner.settings()["own"] == names
+    for wrong, message in (("nowhere.bias", "which the network lacks"), (next(iter(touched)), "generated already")):
+        with pytest.raises(MorphError, match=message):
+            Grid(state, made.space.groups, own=[wrong])
+
+
+@given(st.integers(0, 2**31), st.sampled_from([1e-9, 1e-4, 1.0, 1e3]))
+def test_eight_bits_are_within_half_a_step_and_rounding_again_changes_nothing(seed, size):
+    value = torch.randn(5, 3, 2, generator=torch.Generator().manual_seed(seed)) * size
+    value[2] = 0
+    steps, scale = in_bytes(value)
+    once = from_bytes(steps, scale)
+    bound = value.flatten(1).abs().amax(1) * (0.5 / 127 + 2.0**-14)
+    assert ((once - value).abs().flatten(1).amax(1) <= bound).all()
+    again, same = in_bytes(once)
+    assert torch.equal(again, steps)
+    assert torch.equal(same, scale)
 
 
 def test_what_is_saved_comes_back_and_is_small(made):

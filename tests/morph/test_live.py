@@ -13,7 +13,8 @@ from morph_networks import morphable
 
 from netsmith.core.profile import count_params
 from netsmith.errors import BudgetError, MorphError
-from netsmith.morph.generator import Grid, Nested
+from netsmith.morph.generator import Nested
+from netsmith.morph.grid import Grid
 from netsmith.morph.live import MorphableModel
 from netsmith.morph.sample import Sampling
 

@@ -154,7 +154,8 @@ def test_a_network_given_as_a_module_is_handed_over_again(tmp_path):
 
 
 def test_default_keyframes_end_at_the_range():
-    for low, expected in ((0.25, [1.0, 0.75, 0.5, 0.25]), (0.5, [1.0, 0.75, 0.5]), (0.75, [1.0, 0.75])):
+    eighths = [1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25]
+    for low, expected in ((0.25, eighths), (0.5, eighths[:5]), (0.75, eighths[:3]), (0.1, [*eighths, 0.125, 0.1])):
         found = default_keyframes(space_of(tiny(), (low, 1.0)))
         assert found["keyframes"] == pytest.approx(expected, abs=0.01)
         assert found["coarse"] == pytest.approx(0.75 * low, abs=0.07)
@@ -163,4 +164,4 @@ def test_default_keyframes_end_at_the_range():
 def test_default_keyframes_end_at_the_group_that_goes_lowest():
     groups = tuple(WidthGroup(f"g{n}", n, "inner", (), ()) for n in (3, 12))
     space = MorphSpace("all", groups, {"g3": 1, "g12": 3}, {"g3": 3, "g12": 12})
-    assert default_keyframes(space) == {"keyframes": [1.0, 0.75, 0.5, 0.25], "coarse": 0.1875}
+    assert default_keyframes(space) == {"keyframes": [k / 8 for k in range(8, 1, -1)], "coarse": 0.1875}

@@ -49,6 +49,22 @@ def fold_batch_norms(model: nn.Module, example_input: Tensor, *, name: str = "")
     Raises DissectionError for a network that does not run on the example.
     """
     label = name or type(model).__name__
+    good, bad = _tried(model, example_input, label)
+    with untouched(model):
+        folded = _folded(copy.deepcopy(model).eval(), good)
+    if bad:
+        named = ", ".join(norm for _, norm in bad)
+        warnings.warn(f"{label}: folding {named} changes the output, so it is kept", stacklevel=2)
+    return folded
+
+
+def foldable(model: nn.Module, example_input: Tensor, *, name: str = "") -> dict[str, str]:
+    """The batch norms that `fold_batch_norms` folds: by the layer each goes into, its name."""
+    return dict(_tried(model, example_input, name or type(model).__name__)[0])
+
+
+def _tried(model: nn.Module, example_input: Tensor, label: str) -> tuple[list[_Pair], list[_Pair]]:
+    """Layers and the norms after them: those that can be folded, and those that change the output."""
     check_arguments(model, example_input, label)
     with untouched(model):
         model.eval()
@@ -62,12 +78,7 @@ def fold_batch_norms(model: nn.Module, example_input: Tensor, *, name: str = "")
             def holds(some: Sequence[_Pair]) -> bool:
                 return same(_folded(precise, some)(x.clone()), expected, _TOLERANCE)
 
-            good, bad = sift(pairs, holds)
-        folded = _folded(copy.deepcopy(model).eval(), good)
-    if bad:
-        named = ", ".join(norm for _, norm in bad)
-        warnings.warn(f"{label}: folding {named} changes the output, so it is kept", stacklevel=2)
-    return folded
+            return sift(pairs, holds)
 
 
 def _precise(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:

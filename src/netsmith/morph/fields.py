@@ -86,6 +86,8 @@ class GeneratorFields(Fields):
     def _as_saved(self) -> GeneratorFields:
         if "warm_start" in self.settings:
             raise ValueError("warm_start is never saved: its result is in the tensors")
+        if self.kind == "grid" and "own" not in self.settings:
+            raise ValueError("it is of a version in which keyframes were read in another way: fit it again")
         keyframes = self.settings.get("keyframes", [])
         if isinstance(keyframes, list) and len(keyframes) > KEYFRAMES:
             raise ValueError(f"expected at most {KEYFRAMES} keyframes, got {len(keyframes)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,12 +98,13 @@ def finetuned(
     temperature: float = 2.0,
     teacher: nn.Module | Teacher | None = None,
     views: int = 8,
+    parameters: Collection[str] | None = None,
     checkpoint_dir: Path | None = None,
     resume: bool = True,
     progress: Progress | None = None,
     device: str | None = None,
 ) -> TrainResult:
-    """Train all of `model` in place for about `steps` optimizer steps; it ends as the epoch best on validation.
+    """Train `model` in place for about `steps` optimizer steps; it ends as the epoch best on validation.
 
     Args:
         model: a network that takes and gives what the base does.
@@ -116,6 +117,7 @@ def finetuned(
         temperature: that softens its outputs.
         teacher: by default the base.
         views: augmented views of the training images, as in fitting: in each, the teacher runs once on a batch.
+        parameters: names of those that are trained; None for all. Modules without any keep their statistics.
         checkpoint_dir: where it goes on from after an interruption.
         resume: see `netsmith.core.engine.train`.
         progress: told how far it is.
@@ -131,7 +133,8 @@ def finetuned(
     teaches = teacher if isinstance(teacher, Teacher) else Teacher(network.model if teacher is None else teacher)
     mixed = settings.mixup or settings.cutmix  # then images of one view differ from epoch to epoch
     scope = (lessons.fingerprint, settings.batch_size, settings.seed, settings.augment)
-    model.requires_grad_(True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameters is None or name in parameters)
     return train(
         model, lessons, task, settings, preprocess=network.preprocess, checkpoint_dir=checkpoint_dir, resume=resume,
         progress=progress, device=device, views=views,

@@ -20,7 +20,8 @@ from netsmith.core.measure import Entry, Preprocessing
 from netsmith.core.settings import TrainSettings
 from netsmith.core.tasks import Task
 from netsmith.errors import MorphError, TrainingError
-from netsmith.morph.generator import Generator, Grid, Noise
+from netsmith.morph.generator import Generator, Noise
+from netsmith.morph.grid import Grid
 from netsmith.morph.morphable import Morphable
 
 Draw = Literal["full", "low", "random", "mixed", "keyframe", "coarse"]
@@ -53,6 +54,13 @@ class FitSettings(BaseModel):
         ge=0,
         le=limits.INTEGER >> 20,
         description="memory for features before the first generated tensor, all views",
+    )
+    apart: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="share of the epochs in which a grid's keyframes are trained first, each by itself and with its "
+        "batch norms; what is left, one epoch at least, fits the coarse set",
     )
     blockwise: float = Field(
         0.0, ge=0, lt=1, description="share of the steps in which block after block joins; 0 for all from the start"
@@ -168,12 +176,16 @@ class Fitting:
     # --- one epoch ----------------------------------------------------------------------------------------------------
 
     def judge(self, model: nn.Module, measured: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
-        """The task's metrics at each judged ratio (`accuracy@0.5`), and their means."""
+        """The task's metrics at each judged ratio (`accuracy@0.5`), and their means; of what is fitted.
+
+        Where the coarse set alone is drawn, it is what is read.
+        """
         assert isinstance(model, Morphable)
+        coarse = set(self.settings.draws or ()) == {"coarse"}
         means: dict[str, float] = {}
         single: dict[str, float] = {}
         for ratio in self.judged:
-            with model.at_widths(model.space.at(ratio)):
+            with model.at_widths(model.space.at(ratio), coarse):
                 found = measured(model)
             for name, value in found.items():
                 means[name] = means.get(name, 0.0) + value / len(self.judged)
@@ -253,6 +265,8 @@ def fit(
         raise MorphError("fitting remembers what the base network makes of each image: leave mixup and cutmix 0")
     if judged is None:
         low, high = morphable.space.ratios
+        if set(settings.draws or ()) == {"coarse"}:
+            high = min(high, 1.5 * low)
         judged = tuple(dict.fromkeys((high, round((low + high) / 2, 4), low)))
     objective = Fitting(task, settings, training.seed, judged)
     chosen: dict[str, Any] = {"checkpoint_dir": checkpoint_dir, "resume": resume, "device": device}

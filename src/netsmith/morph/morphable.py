@@ -12,7 +12,8 @@ from torch.func import functional_call
 from netsmith.core.channels import resize, set_widths
 from netsmith.core.graph import Chain
 from netsmith.errors import MorphError
-from netsmith.morph.generator import Generator, Grid, Noise
+from netsmith.morph.generator import Generator, Noise
+from netsmith.morph.grid import Grid
 from netsmith.morph.space import MorphSpace
 
 
@@ -35,6 +36,7 @@ class Morphable(nn.Module):
         self.generator = generator
         self.space = space
         self.widths: dict[str, int] = space.full
+        self.coarsely = False
         self._statistics = {name for name, _ in base.named_buffers()}
         # not registered: they share the modules of `base`
         self._split: tuple[nn.Module, nn.Module] | None = self._cut(chain) if chain is not None else None
@@ -81,17 +83,18 @@ class Morphable(nn.Module):
             return (self.base if self._split is None else self._split[1])(features)
 
     @contextmanager
-    def at_widths(self, widths: Mapping[str, int]) -> Iterator[Morphable]:
-        """`forward` runs at these widths meanwhile."""
-        before, self.widths = self.widths, dict(widths)
+    def at_widths(self, widths: Mapping[str, int], coarse: bool = False) -> Iterator[Morphable]:
+        """`forward` runs at these widths meanwhile; with `coarse` it reads a grid's coarse set alone."""
+        before = self.widths, self.coarsely
+        self.widths, self.coarsely = dict(widths), coarse
         try:
             yield self
         finally:
-            self.widths = before
+            self.widths, self.coarsely = before
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's output for a batch, at the widths that are set."""
-        return self.rest(self.front(x), self.widths, self.tensors(self.widths))
+        return self.rest(self.front(x), self.widths, self.tensors(self.widths, coarse=self.coarsely))
 
     def module(self, widths: Mapping[str, int], tensors: Mapping[str, Tensor] | None = None) -> nn.Module:
         """A plain network at these widths that shares nothing with this one, in evaluation mode."""

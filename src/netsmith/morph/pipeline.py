@@ -27,7 +27,9 @@ from netsmith.errors import DissectionError
 from netsmith.morph.coordinates import along
 from netsmith.morph.fit import FitSettings, fit
 from netsmith.morph.generator import make_generator
+from netsmith.morph.grid import Grid
 from netsmith.morph.inr import INR
+from netsmith.morph.keyframes import divide, fit_keyframes, own_tensors, probe_images, repair, repairable
 from netsmith.morph.live import MorphableModel
 from netsmith.morph.morphable import Morphable, check_split
 from netsmith.morph.ordering import Order, Ordered, order_channels
@@ -97,14 +99,15 @@ class Stopwatch:
 
 
 def default_keyframes(space: MorphSpace) -> dict[str, Any]:
-    """For a grid: keyframes at 1, 3/4, the halves above the low end, and that; 3/4 of it for the coarse set.
+    """For a grid: keyframes at every eighth down to a quarter, at halves below, and at the low end; the coarse set has
+    3/4 of that.
 
     The low end is that of the group that goes lowest: a group of three heads ends at a third where others end at a
     quarter, and a quarter is within the range all the same.
     """
     low = min(space.low[g.name] / g.width for g in space.groups)
-    ratios = [1.0, 0.75, *(2.0**-k for k in range(1, 20))]
-    return {"keyframes": [*(r for r in ratios if r > low * 1.2 or r == 1), min(low, 0.999)], "coarse": 0.75 * low}
+    ratios = [*(k / 8 for k in range(7, 1, -1)), *(2.0**-k for k in range(3, 20))]
+    return {"keyframes": [1.0, *(r for r in ratios if r > low * 1.2), min(low, 0.999)], "coarse": 0.75 * low}
 
 
 def make_morphable(
@@ -179,7 +182,7 @@ def make_morphable(
         )  # fmt: skip
     with watch.step("generator"):
         made = make_generator(
-            generator, prepared.model.state_dict(), space.groups, _settings(generator, settings, space)
+            generator, prepared.model.state_dict(), space.groups, _settings(generator, settings, prepared, space, chain)
         )
         made.begin()
     morphable = Morphable(prepared.model, space, made, chain)
@@ -188,15 +191,28 @@ def make_morphable(
     floor = judge.both(lambda part: judge.floor(morphable, part))
     if ready is not None:
         ready(space)
-    result = None
+    result, fitting = None, fitting or FitSettings.model_validate({})
+    if training is not None and isinstance(made, Grid):
+        apart = divide(made, len(data.train), training, fitting.apart)
+        training = apart.together
+        if apart.steps:
+            fitting = fitting.model_copy(update={"draws": ("coarse",)})
+            with watch.step("keyframes"):
+                fit_keyframes(
+                    made, network, prepared, ordered.orders, data, task, apart.each, fitting, apart.steps,
+                    checkpoints=checkpoints, progress=progress, device=device,
+                )  # fmt: skip
     if training is not None:
         with watch.step("fit"):
             result = fit(
-                morphable, data, task, fitting or FitSettings.model_validate({}), training,
+                morphable, data, task, fitting, training,
                 preprocess=network.preprocess, checkpoint_dir=checkpoints, progress=progress, on_epoch=on_epoch,
                 device=device,
             )  # fmt: skip
     made.settle()
+    if isinstance(made, Grid) and made.repaired:
+        with watch.step("repair"):
+            repair(morphable, made, network.preprocess(probe_images(data, network.preprocess.input_size, seed)))
     model = MorphableModel(morphable, network.preprocess.input_size)
     with watch.step("evaluation"):
         base = judge.both(lambda part: judge.of(network.model, part))
@@ -218,8 +234,16 @@ def _order(order: Order, generator: str) -> Order:
     return "smooth" if generator == INR.kind else "importance"
 
 
-def _settings(generator: str, settings: Mapping[str, Any] | None, space: MorphSpace) -> dict[str, Any]:
-    return {**(default_keyframes(space) if generator == "grid" else {}), **dict(settings or {})}
+def _settings(
+    generator: str, settings: Mapping[str, Any] | None, prepared: Prepared, space: MorphSpace, chain: Chain | None
+) -> dict[str, Any]:
+    given = dict(settings or {})
+    if generator != Grid.kind:
+        return given
+    own = own_tensors(prepared.model, space.groups, chain)
+    generated = {axis.tensor for group in space.groups for axis in group.axes}.union(given.get("own", own))
+    layers = repairable(prepared.model, space.groups, generated)
+    return {**default_keyframes(space), "own": own, "repaired": layers, **given}
 
 
 class Judge:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +15,9 @@ from netsmith.core.data import ImageSet
 from netsmith.core.engine import evaluate
 from netsmith.core.graph import Chain, dissect
 from netsmith.core.network import Network, load_source
+from netsmith.core.processes import own_device
 from netsmith.core.running import check_runs
+from netsmith.core.session import placed
 from netsmith.core.sources import SCHEMES
 from netsmith.core.tasks import Classification
 from netsmith.core.trained import architecture
@@ -99,6 +102,15 @@ def judge(
         network.model, images, task, preprocess=network.preprocess, precision=precision, device=device, alone=True
     )
     return metrics["accuracy"]
+
+
+@contextmanager
+def on_device(parents: Iterable[Parent], device: str) -> Iterator[None]:
+    """These networks, and so their chains, are on this process's device of that kind; then where they were."""
+    with ExitStack() as stack:
+        for parent in parents:
+            stack.enter_context(placed(parent.network.model, own_device(device), channels_last=False))
+        yield
 
 
 def with_accuracy(parent: Parent, accuracy: float | None) -> Parent:

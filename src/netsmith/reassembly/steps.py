@@ -40,7 +40,7 @@ from netsmith.reassembly.candidates import (
     with_latencies,
 )
 from netsmith.reassembly.finetuning import Trainable, finetune
-from netsmith.reassembly.parents import Parent, chains_of, judge, preprocessing_of, study, with_accuracy
+from netsmith.reassembly.parents import Parent, chains_of, judge, on_device, preprocessing_of, study, with_accuracy
 from netsmith.reassembly.partition import Partition, check_feasible, partition
 from netsmith.reassembly.recipe import FitSpec, Recipe
 from netsmith.reassembly.representation import Representations, represent
@@ -144,7 +144,7 @@ class Run:
 
     def _represented(self, parent: Parent, images: Tensor, grid: int | None) -> Piece:
         def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
-            with placed(parent.network.model, own_device(self.device), channels_last=False):
+            with on_device([parent], self.device):
                 return represent(parent.chain, parent.network.preprocess(images), grid=grid).to_tensors()
 
         key = digest(1, _identity(parent), images, str(grid), parent.chain.cuts)
@@ -205,13 +205,14 @@ class Run:
 
         def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
             inputs = {p.name: p.network.preprocess(probe.images) for p in self.parents}
-            costs = joint_costs(
-                stages,
-                self.parents,
-                inputs,
-                seed=self.seed,
-                progress=lambda done, total: self.steps.tell("stitch costs", done, total),
-            )
+            with on_device(self.parents, self.device):
+                costs = joint_costs(
+                    stages,
+                    self.parents,
+                    inputs,
+                    seed=self.seed,
+                    progress=lambda done, total: self.steps.tell("stitch costs", done, total),
+                )
             return {"values": torch.from_numpy(costs.values)}, {}
 
         key = digest(1, self._identities(), sources, targets, probe.images, self.seed)
@@ -298,18 +299,21 @@ class Run:
         self, recipe: Recipe, init: Init, names: Sequence[str], probe: Probe, images: Tensor, labels: Tensor
     ) -> dict[str, float]:
         module = self.build(recipe, init, probe)
-        inputs = self._preprocess(recipe)(images)
+        inputs, device = self._preprocess(recipe)(images), own_device(self.device)
         found = {}
-        for name in names:
-            many = name in VALIDATED
-            found[name] = get_score(name)(
-                ScoreContext(module, inputs if many else inputs[:64], labels if many else labels[:64])
-            )
+        with placed(module, device, channels_last=False):
+            for name in names:
+                count = len(inputs) if name in VALIDATED else 64
+                about = ScoreContext(module, inputs[:count].to(device), labels[:count].to(device))
+                found[name] = get_score(name)(about)
         return found
 
     def build(self, recipe: Recipe, init: Init, probe: Probe) -> Assembled:
-        """The network of a recipe, stitched."""
-        return assemble(recipe, self.chains, init=init, probe=probe, cache=self._shared)
+        """The network of a recipe, stitched on this process's device; it comes back on the CPU."""
+        used = {n.name for n in recipe.networks}
+        with on_device([p for p in self.parents if p.name in used], self.device):
+            module = assemble(recipe, self.chains, init=init, probe=probe, cache=self._shared)
+        return module.cpu()
 
     def _preprocess(self, recipe: Recipe):
         return next(p.network.preprocess for p in self.parents if p.name == recipe.stem)

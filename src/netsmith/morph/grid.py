@@ -1,0 +1,338 @@
+"""The grid: sets of weights at a few ratios, and what lies between and below them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float32, Int8, Shaped
+from torch import Tensor, nn
+
+from netsmith.core.channels import Axis, WidthGroup, entries, relocate
+from netsmith.errors import MorphError, did_you_mean
+from netsmith.morph.coordinates import Slot, along, cells, first, padded
+from netsmith.morph.generator import Generator, Noise, generator, key
+from netsmith.morph.paths import channel_order
+
+_SCALE = ".scale"
+_REPAIRS = 3
+"""Widths between two keyframes at which there are repairs."""
+
+_BLUR = 2.0
+"""Width of the window, in cells, through which the coarse set is read."""
+
+
+@generator("grid")
+class Grid(Generator):
+    """Keyframes: sets of weights at a few ratios, each of its own size, and interpolated in the ratio between them.
+
+    The keyframe at ratio 1 is the base network itself and is not changed: at full width, at any time, this *is* the
+    base network, to the last digit. Each of the others adds to the one above it, on its own first channels (channels in
+    order of importance; a width `n` reads the first `n`): nothing at the ratio above, all of it at its own and below,
+    and linearly in the logarithm of the ratio in between. So at step 0 this is `nested`. What a width learns goes to
+    the two keyframes that it lies between, by their shares; what it only inherits from those further up is not moved by
+    it (`shares`), so that no keyframe pays for the widths below.
+
+    Weights between two keyframes are a mean of both, and what they compute has less variance than either's (Jordan et
+    al., "REPAIR", ICLR 2023). So at three widths between each two (`between`), the outputs of `repaired` layers have a
+    factor and a shift for each channel, set from data (`netsmith.morph.keyframes.repair`); the keyframes have none, and
+    what lies between is interpolated.
+
+    With `coarse` there is one more set of weights: a smooth function of the relative position, given on a grid of
+    `coarse` times the base's channels, which any width reads by interpolation at its own cell centres `(j + 1/2) / n`,
+    with the fan-in corrected. It is fitted at widths within the range, by itself (`forward(..., coarse=True)`), and
+    read below the range: as it knows no detail finer than its cells, what holds at the widths it was fitted at holds
+    at smaller ones too.
+
+    Args:
+        tensors: see `Generator`; channels in order of importance.
+        groups: see `Generator`.
+        keyframes: ratios, from high to low; the first is 1, the last the low end of the fitted range.
+            A keyframe's weights are of its own size.
+        coarse: cells of the coarse set over the base's width, at most the last keyframe; None for no coarse set.
+        own: names of tensors that no group touches and that each keyframe has of its own all the same: biases of what
+            reads the groups, norms, the classifier.
+        repaired: names of layers whose weight and bias are generated, outputs first, and that have such factors.
+
+    Raises:
+        MorphError: keyframes that do not fall, a coarse set of no size, or a tensor that is not there.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        groups: Sequence[WidthGroup],
+        keyframes: Sequence[float] = (1.0, 0.75, 0.5, 0.25),
+        coarse: float | None = 0.125,
+        own: Sequence[str] = (),
+        repaired: Sequence[str] = (),
+    ) -> None:
+        super().__init__(tensors, groups)
+        self._follows: dict[str, tuple[str, ...]] = {
+            s.name: tuple(dict.fromkeys(group for group, _ in s.axes)) for s in self.slots
+        }
+        self.own: tuple[str, ...] = tuple(own)
+        self.slots = (*self.slots, *(self._owned(name, tensors) for name in self.own))
+        ratios = tuple(float(r) for r in keyframes)
+        if len(ratios) < 2 or ratios[0] != 1.0 or any(a <= b for a, b in pairwise(ratios)) or ratios[-1] <= 0:
+            raise MorphError(f"keyframes must fall from 1 to above 0, two at least, such as 1, 0.5, 0.25; not {ratios}")
+        if coarse is not None and not 0 < coarse <= 1:
+            raise MorphError(f"coarse must be above 0 and at most 1 (cells over channels), not {coarse}")
+        self.keyframes: tuple[float, ...] = ratios
+        self.coarse: float | None = coarse
+        self.parts = _components([s for s in self.slots if s.axes])
+        self._knots = {s.name: tuple(self.ratio(s, self.widths_at(r)) for r in ratios) for s in self.slots}
+        for s in self.slots:
+            self.register_buffer("anchor/" + key(s.name), tensors[s.name].detach().clone())
+        self.deltas = nn.ModuleList(
+            nn.ParameterDict({key(s.name): nn.Parameter(torch.zeros(self._size(s, r))) for s in self.slots})
+            for r in ratios[1:]
+        )
+        self.smooth = nn.ParameterDict()
+        if coarse is not None:
+            small = self.widths_at(coarse)
+            for s in self.slots:
+                start = first(s, tensors[s.name].detach(), self.base, self.base, small)
+                self.smooth[key(s.name)] = nn.Parameter(start.clone())
+        self.repaired: tuple[str, ...] = tuple(repaired)
+        self.between: tuple[float, ...] = tuple(
+            high + (low - high) * k / (_REPAIRS + 1) for high, low in pairwise(ratios) for k in range(1, _REPAIRS + 1)
+        )
+        self._repairs: dict[str, tuple[tuple[float, int | None], ...]] = {}
+        by_name = {s.name: s for s in self.slots}
+        for layer in self.repaired:
+            weight, bias = by_name.get(f"{layer}.weight"), by_name.get(f"{layer}.bias")
+            if weight is None or bias is None or len(bias.shape) != 1 or weight.shape[0] != bias.shape[0]:
+                raise MorphError(f"repaired names '{layer[:80]}', which has no generated weight and bias")
+            for i, ratio in enumerate(self.between):
+                for part in ("factor", "shift"):
+                    self.register_buffer(_repair(part, i, layer), torch.zeros(self._size(bias, ratio)))
+            places: dict[float, int | None] = dict.fromkeys(self._knots[weight.name])
+            for i, ratio in enumerate(self.between):
+                places.setdefault(self.ratio(weight, self.widths_at(ratio)), i)
+            self._repairs[layer] = tuple(sorted(places.items(), reverse=True))
+
+    def _owned(self, name: str, tensors: Mapping[str, Tensor]) -> Slot:
+        """The slot of a tensor of the keyframes' own; it follows the groups of its layer, or else all."""
+        if name not in tensors:
+            raise MorphError(f"own names '{name[:80]}', which the network lacks. {did_you_mean(name, tensors)}")
+        if name in self._follows or not tensors[name].is_floating_point():
+            raise MorphError(f"own names '{name[:80]}', which is generated already or holds no weights")
+        layer = name.rpartition(".")[0]
+        near = [g for n, groups in self._follows.items() if n.rpartition(".")[0] == layer for g in groups]
+        self._follows[name] = tuple(dict.fromkeys(near)) or tuple(self.base)
+        return Slot(name, tuple(tensors[name].shape), ())
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Put the cells of the coarse set in a smooth order: what lies between two that are alike is like both."""
+        if self.coarse is None:
+            return
+        small = self.widths_at(self.coarse)
+        tensors = {s.name: self.smooth.get_parameter(key(s.name)) for s in self.slots}
+        for group in relocate(self.groups, small):
+            order = torch.tensor(channel_order(entries(tensors, group)).order)
+            read = torch.eye(group.width)[order]
+
+            def change(t: Tensor, axis: Axis, name: str, moved: str = group.name, read: Tensor = read) -> Tensor:
+                return along(t, axis, small[name], read.to(t.device)) if name == moved else t
+
+            for s in self.slots:
+                tensors[s.name].copy_(s.walk(tensors[s.name], self.base, small, change))
+
+    def settings(self) -> dict[str, Any]:
+        """Keyframes, `coarse`, `own` and `repaired`."""
+        lists = {"keyframes": list(self.keyframes), "own": list(self.own), "repaired": list(self.repaired)}
+        return {**lists, "coarse": self.coarse}
+
+    def anchors(self) -> tuple[str, ...]:
+        """The base network's tensors."""
+        return tuple("anchor/" + key(s.name) for s in self.slots)
+
+    def saved(self) -> dict[str, Tensor]:
+        """Everything but the base: matrices and kernels in 8 bits with a scale for each row, vectors in 16."""
+        found: dict[str, Tensor] = {}
+        for name, value in super().saved().items():
+            if _in_bytes(name, value):
+                found[name], found[name + _SCALE] = in_bytes(value)
+            else:
+                found[name] = value.half()
+        return found
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """See `Generator.restore`; deltas come with their scales, or as numbers."""
+        whole: dict[str, Tensor] = {}
+        for name, value in saved.items():
+            scale = saved.get(name + _SCALE)
+            if scale is not None and scale.shape != value.shape[:1]:
+                raise MorphError(f"{name} has {tuple(value.shape[:1])} rows, and scales for {tuple(scale.shape)}")
+            if not name.endswith(_SCALE) or name.removesuffix(_SCALE) not in saved:
+                whole[name] = value if scale is None else from_bytes(value, scale)
+        super().restore(whole)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """See `Generator.settle`."""
+        for name, parameter in self.named_parameters():
+            parameter.copy_(from_bytes(*in_bytes(parameter)) if _in_bytes(name, parameter) else parameter.half())
+
+    def widths_at(self, ratio: float) -> dict[str, int]:
+        """The widths of all groups at a ratio, as its keyframe has them."""
+        return {name: max(1, round(ratio * width)) for name, width in self.base.items()}
+
+    def _size(self, slot: Slot, ratio: float) -> tuple[int, ...]:
+        return slot.sized(self.base, self.widths_at(ratio))
+
+    def forward(self, widths: Mapping[str, int], noise: Noise | None = None, coarse: bool = False) -> dict[str, Tensor]:
+        """See `Generator.forward`; noise moves the reads of the coarse set, which `coarse` asks for by itself."""
+        low = self.keyframes[-1]
+        below = [
+            self.coarse is not None and (coarse or min(widths[g] / self.base[g] for g in part) < low - 1e-9)
+            for part in self.parts
+        ]
+        low_groups = {group for part, flag in zip(self.parts, below, strict=True) if flag for group in part}
+        coarsely = {s.name for s in self.slots if low_groups.intersection(self._follows[s.name])}
+        found = {
+            s.name: self._smooth(s, widths, noise) if s.name in coarsely else self._tensor(s, widths)
+            for s in self.slots
+        }
+        for layer in self.repaired:
+            if not coarsely.intersection((f"{layer}.weight", f"{layer}.bias")):
+                self._repair(found, layer, widths)
+        return found
+
+    def ratio(self, slot: Slot, widths: Mapping[str, int]) -> float:
+        """Geometric mean of the ratios of the groups that a tensor follows: where it lies between keyframes."""
+        product, names = 1.0, self._follows[slot.name]
+        for name in names:
+            product *= widths[name] / self.base[name]
+        return product ** (1 / len(names))
+
+    def _tensor(self, slot: Slot, widths: Mapping[str, int]) -> Tensor:
+        anchor: Tensor = self.get_buffer("anchor/" + key(slot.name))
+        read = first(slot, anchor, self.base, self.base, widths)
+        parts = shares(self.ratio(slot, widths), self._knots[slot.name])
+        for (share, learned), ratio, values in zip(parts, self.keyframes[1:], self.deltas, strict=True):
+            if share:
+                delta = values.get_parameter(key(slot.name))
+                moved = delta * share if learned == share else delta * learned + delta.detach() * (share - learned)
+                read = self._added(slot, read, moved, ratio, widths)
+        return read
+
+    def _repair(self, found: dict[str, Tensor], layer: str, widths: Mapping[str, int]) -> None:
+        """Apply the factors and shifts of a layer, where its ratio is between two keyframes."""
+        weight, bias = (next(s for s in self.slots if s.name == f"{layer}.{part}") for part in ("weight", "bias"))
+        ratio = self.ratio(weight, widths)
+        for (high, above), (low, below) in pairwise(self._repairs[layer]):
+            if not low <= ratio <= high:
+                continue
+            way = _way(high, low, ratio)
+            factor, shift = (torch.zeros_like(found[bias.name]) for _ in range(2))
+            for place, share in ((above, 1 - way), (below, way)):
+                if place is not None and share:
+                    own = self.between[place]
+                    given = [share * self.get_buffer(_repair(part, place, layer)) for part in ("factor", "shift")]
+                    factor = self._added(bias, factor, given[0], own, widths)
+                    shift = self._added(bias, shift, given[1], own, widths)
+            value = found[weight.name]
+            found[weight.name] = value * (1 + factor).view(-1, *[1] * (value.ndim - 1))
+            found[bias.name] = found[bias.name] + shift
+            return
+
+    def repaired_at(self, place: int) -> tuple[str, ...]:
+        """The layers that have repairs of their own at `between[place]`; others are there as wide as elsewhere."""
+        return tuple(layer for layer in self.repaired if any(p == place for _, p in self._repairs[layer]))
+
+    @torch.no_grad()
+    def set_repair(self, place: int, layer: str, factor: Tensor, shift: Tensor) -> None:
+        """Set the factors of a layer's outputs (1 leaves them) and what is added to its bias, at `between[place]`."""
+        self.get_buffer(_repair("factor", place, layer)).copy_((factor - 1).half())
+        self.get_buffer(_repair("shift", place, layer)).copy_(shift.half())
+
+    def _added(self, slot: Slot, read: Tensor, delta: Tensor, ratio: float, widths: Mapping[str, int]) -> Tensor:
+        """`read` plus a keyframe's delta on the channels that both have."""
+        own = self.widths_at(ratio)
+        shared = {name: min(own[name], widths[name]) for name in own}
+        piece = first(slot, delta, self.base, own, shared)
+        return read + slot.walk(
+            piece, self.base, shared, lambda t, axis, group: padded(t, axis, shared[group], widths[group])
+        )
+
+    @torch.no_grad()
+    def learn(self, ratio: float, tensors: Mapping[str, Tensor]) -> None:
+        """Make these the tensors of a keyframe: its delta becomes what they add to the keyframes above it."""
+        widths = self.widths_at(ratio)
+        delta = self.deltas[self.keyframes.index(ratio) - 1]
+        for s in self.slots:
+            now: Tensor = delta.get_parameter(key(s.name))
+            now.copy_(now + tensors[s.name].to(now) - self._tensor(s, widths))
+
+    def _smooth(self, slot: Slot, widths: Mapping[str, int], noise: Noise | None) -> Tensor:
+        small = self.widths_at(self.coarse or 1.0)
+
+        def change(t: Tensor, axis: Axis, group: str) -> Tensor:
+            shift = None if noise is None else noise.draw(widths[group])
+            cell, n = small[group], widths[group]
+            read = cells(n, cell, window=max(_BLUR, cell / n), shift=shift)
+            return along(t, axis, cell, read.to(t.device))
+
+        tensor = slot.walk(self.smooth.get_parameter(key(slot.name)), self.base, small, change)
+        return tensor * (slot.fan_in_factor(self.base, widths) / slot.fan_in_factor(self.base, small))
+
+
+def _in_bytes(name: str, value: Tensor) -> bool:
+    """Whether a tensor is kept in 8 bits; vectors are small."""
+    return name.startswith(("deltas.", "smooth.")) and value.ndim > 1
+
+
+def in_bytes(value: Float[Tensor, "*shape"]) -> tuple[Int8[Tensor, "*shape"], Float32[Tensor, " rows"]]:
+    """A tensor in whole steps from -127 to 127, and the size of a step for each row of its first dimension.
+
+    Sizes have 16 significant bits, so that a tensor that was rounded is rounded to itself.
+    """
+    largest = value.detach().float().flatten(1).abs().amax(1) / 127
+    scale = (largest.view(torch.int32) & ~0xFF).view(torch.float32)
+    tiny = torch.finfo(torch.float32).tiny
+    steps = value.detach() / scale.clamp_min(tiny).view(-1, *[1] * (value.ndim - 1))
+    return steps.round().clamp(-127, 127).to(torch.int8), scale
+
+
+def from_bytes(steps: Shaped[Tensor, "*shape"], scale: Float[Tensor, " rows"]) -> Float[Tensor, "*shape"]:
+    """What `in_bytes` rounded a tensor to."""
+    return steps.float() * scale.float().view(-1, *[1] * (steps.ndim - 1))
+
+
+def _components(found: Sequence[Slot]) -> tuple[frozenset[str], ...]:
+    """Groups that share a tensor, directly or through others: they are read in one way."""
+    parts: list[frozenset[str]] = []
+    for slot in found:
+        mine = frozenset(group for group, _ in slot.axes)
+        touching = [p for p in parts if p & mine]
+        parts = [p for p in parts if not p & mine] + [mine.union(*touching)]
+    return tuple(parts)
+
+
+def _repair(part: str, place: int, layer: str) -> str:
+    """The name of a buffer."""
+    return f"repair/{part}/{place}/{key(layer)}"
+
+
+def _way(high: float, low: float, ratio: float) -> float:
+    """How far a ratio is on its way down from `high` to `low`, in the logarithm, 0 to 1; where both are one, a step."""
+    if ratio >= high:
+        return 0.0
+    return 1.0 if ratio <= low else math.log(high / ratio) / math.log(high / low)
+
+
+def shares(ratio: float, keyframes: Sequence[float]) -> tuple[tuple[float, float], ...]:
+    """How much each keyframe but the first adds at a ratio, and by how much of that it learns there.
+
+    What it adds rises from 0 at the keyframe before it to 1 at its own ratio, linearly in the logarithm of the ratio,
+    and stays. It learns by as much, less what the next keyframe adds: so all learning is shared by the two keyframes
+    that a ratio lies between, and below its next neighbour a keyframe is read and not moved.
+    """
+    rises = [_way(high, low, ratio) for high, low in pairwise(keyframes)]
+    return tuple((rise, rise - next_one) for rise, next_one in zip(rises, [*rises[1:], 0.0], strict=True))

@@ -1,0 +1,196 @@
+"""Keyframes: what is theirs, how training is divided, their training one by one, the repair of what lies between."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from morph_networks import tiny
+from torch import nn
+
+from netsmith.core.data import open_data
+from netsmith.core.engine import evaluate
+from netsmith.core.network import load_source
+from netsmith.core.settings import TrainSettings
+from netsmith.core.tasks import Classification
+from netsmith.errors import MorphError
+from netsmith.morph.fit import FitSettings
+from netsmith.morph.grid import Grid
+from netsmith.morph.keyframes import divide, own_tensors, probe_images, repair, repairable
+from netsmith.morph.pipeline import make_morphable
+from netsmith.morph.preparing import prepare
+
+TRAINING = TrainSettings(epochs=4, batch_size=64, lr=0.05, warmup_epochs=0)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return open_data("digits")
+
+
+@pytest.fixture(scope="module")
+def network(digits):
+    """A small residual network that was trained."""
+    from netsmith.core.engine import train
+
+    found = load_source(
+        "netsmith:cifar_resnet20", name="small", num_classes=10, input_size=(1, 8, 8), options={"widths": (8, 16, 16)}
+    )
+    train(found.model, digits, Classification(10), TRAINING, preprocess=found.preprocess)
+    return found
+
+
+@pytest.fixture(scope="module")
+def result(network, digits):
+    return make_morphable(
+        network, digits, widths=(0.5, 1.0), training=TRAINING, fitting=FitSettings(apart=0.75), ratios=(1.0, 0.5)
+    )
+
+
+def accuracy(result, ratio: float) -> float:
+    module = result.model.morphable.module(result.space.at(ratio))
+    found = evaluate(module, result.data.validation, result.task, preprocess=result.network.preprocess)
+    return found["accuracy"]
+
+
+def test_biases_and_the_classifier_are_the_keyframes_own(network):
+    prepared = prepare(network)
+    groups = list(prepared.groups.inner)
+    model = prepared.model
+    touched = {axis.tensor for group in groups for axis in group.axes}
+    alone = own_tensors(model, groups, None)
+    assert "layer3.2.conv2.bias" in alone
+    assert not touched.intersection(alone)
+    assert all(name.rpartition(".")[0] in {t.rpartition(".")[0] for t in touched} for name in alone)
+    generated = touched.union(alone)
+    layers = repairable(model, groups, generated)
+    assert "layer1.0.conv1" in layers
+    assert "layer3.2.conv2" in layers
+    assert "layer1.0.conv2" not in repairable(model, groups, touched)
+
+
+def test_what_runs_before_the_first_group_is_nobodys_own(result):
+    own = result.model.morphable.generator.own
+    assert "linear.bias" in own
+    assert not any(name.startswith("conv1.") for name in own)
+    assert result.model.morphable.splits
+
+
+@pytest.mark.parametrize(("epochs", "share", "left"), [(10, 0.9, 1), (10, 0.5, 5), (2, 0.9, 1), (4, 0.0, 4)])
+def test_a_training_is_divided_by_the_width_of_the_keyframes(epochs, share, left):
+    space = tiny()
+    prepared = prepare(load_source(space.model, name="tiny", input_size=(1, 8, 8), num_classes=10))
+    grid = Grid(prepared.model.state_dict(), tuple(prepared.groups), keyframes=(1.0, 0.5, 0.25))
+    training = TrainSettings(epochs=epochs, batch_size=50, warmup_epochs=1)
+    apart = divide(grid, 5000, training, share)
+    assert apart.together is not None
+    assert apart.together.epochs == left
+    if share:
+        assert sum(apart.steps) == pytest.approx((epochs - left) * 100, abs=2)
+        assert apart.steps[1] == pytest.approx(2 * apart.steps[0], abs=2)
+        assert apart.together.warmup_epochs == pytest.approx(left / epochs)
+    else:
+        assert apart.steps == ()
+
+
+def test_without_a_coarse_set_all_steps_are_the_keyframes():
+    prepared = prepare(load_source(tiny().model, name="tiny", input_size=(1, 8, 8), num_classes=10))
+    grid = Grid(prepared.model.state_dict(), tuple(prepared.groups), keyframes=(1.0, 0.5), coarse=None)
+    apart = divide(grid, 100, TrainSettings(epochs=1, batch_size=10), 0.9)
+    assert apart.steps == (10,)
+    assert apart.together is None
+    assert divide(grid, 100, TrainSettings(epochs=1, batch_size=10), 0.0).steps == ()
+
+
+def test_keyframes_are_trained_and_the_full_width_stays(result, network, digits):
+    expected = evaluate(network.model, digits.validation, result.task, preprocess=network.preprocess)["accuracy"]
+    assert expected > 0.9
+    assert accuracy(result, 1.0) == pytest.approx(expected, abs=0.005)
+    assert accuracy(result, 0.5) > 0.85
+    assert result.seconds["keyframes"] > 0
+
+
+def test_repair_gives_the_widths_between_what_the_keyframes_have(result):
+    """Without it, a mean of two networks is worse than either."""
+    grid = result.model.morphable.generator
+    middle = (grid.keyframes[-1] + grid.keyframes[-2]) / 2
+    repaired = accuracy(result, middle)
+    plain = copy.deepcopy(result)
+    for name, buffer in plain.model.morphable.generator.named_buffers():
+        if name.startswith("repair/"):
+            buffer.zero_()
+    ends = min(accuracy(result, r) for r in grid.keyframes[-2:])
+    assert [accuracy(plain, r) for r in grid.keyframes] == [accuracy(result, r) for r in grid.keyframes]
+    assert repaired >= accuracy(plain, middle)
+    assert repaired > ends - 0.05
+
+
+def test_repaired_outputs_have_the_means_and_deviations_of_their_neighbours(result):
+    morphable, grid = result.model.morphable, result.model.morphable.generator
+    images = result.network.preprocess(probe_images(result.data, (1, 8, 8), 0))
+    layer = grid.repaired[-1]
+
+    def output(ratio: float) -> torch.Tensor:
+        module, found = morphable.module(grid.widths_at(ratio)), []
+        module.get_submodule(layer).register_forward_hook(lambda m, i, out: found.append(out))
+        with torch.no_grad():
+            module(images)
+        return found[0].transpose(0, 1).flatten(1)
+
+    at = grid.between.index((grid.keyframes[-1] + grid.keyframes[-2]) / 2)
+    high, low, middle = (output(r) for r in (grid.keyframes[-2], grid.keyframes[-1], grid.between[at]))
+    share = torch.log(torch.tensor(grid.between[at] / grid.keyframes[-1]))
+    share = share / torch.log(torch.tensor(grid.keyframes[-2] / grid.keyframes[-1]))
+    for measure in (lambda x: x.mean(1), lambda x: x.std(1)):
+        wanted = share * measure(high) + (1 - share) * measure(low)
+        assert torch.allclose(measure(middle), wanted, rtol=0.05, atol=0.02)
+
+
+def test_a_run_that_was_stopped_between_two_keyframes_ends_the_same(network, digits, tmp_path, monkeypatch):
+    settings = {"widths": (0.5, 1.0), "training": TRAINING, "fitting": FitSettings(apart=0.75), "ratios": (0.5,)}
+    whole = make_morphable(network, digits, **settings)
+
+    class Stop(Exception):
+        pass
+
+    def stop(what, done, total, note=""):
+        if "keyframe 0.75" in note and done >= 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        make_morphable(network, digits, checkpoints=tmp_path, progress=stop, **settings)
+    assert (tmp_path / "keyframe-0.875").is_dir()
+    again = make_morphable(network, digits, checkpoints=tmp_path, **settings)
+    a, b = (m.model.morphable.generator.state_dict() for m in (whole, again))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_layers_without_a_generated_bias_cannot_be_repaired():
+    prepared = prepare(load_source(tiny().model, name="tiny", input_size=(1, 8, 8), num_classes=10))
+    with pytest.raises(MorphError, match="repaired names 'nowhere'"):
+        Grid(prepared.model.state_dict(), tuple(prepared.groups), repaired=["nowhere"])
+
+
+def test_a_layer_that_runs_twice_is_left_alone(digits):
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(1, 8, 3, padding=1)
+            self.first = nn.Conv2d(8, 8, 3, padding=1)
+            self.head = nn.Linear(8, 10)
+
+        def forward(self, x):
+            x = torch.relu(self.stem(x))
+            x = torch.relu(self.first(torch.relu(self.first(x))))
+            return self.head(x.mean((2, 3)))
+
+    torch.manual_seed(0)
+    made = make_morphable(
+        load_source(Twice(), name="twice", input_size=(1, 8, 8), num_classes=10), digits, streams=True,
+        widths=(0.5, 1.0), training=None, ratios=(1.0,),
+    )  # fmt: skip
+    grid = made.model.morphable.generator
+    repair(made.model.morphable, grid, torch.rand(32, 1, 8, 8))
+    factors = {n: b for n, b in grid.named_buffers() if n.startswith("repair/factor")}
+    assert not any(b.any() for n, b in factors.items() if n.endswith("/first"))
