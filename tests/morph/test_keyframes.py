@@ -170,6 +170,9 @@ def test_layers_without_a_generated_bias_cannot_be_repaired():
     prepared = prepare(load_source(tiny().model, name="tiny", input_size=(1, 8, 8), num_classes=10))
     with pytest.raises(MorphError, match="repaired names 'nowhere'"):
         Grid(prepared.model.state_dict(), tuple(prepared.groups), repaired=["nowhere"])
+    layer = repairable(prepared.model, list(prepared.groups), set(prepared.model.state_dict()))[0]
+    with pytest.raises(MorphError, match="names a layer twice"):
+        Grid(prepared.model.state_dict(), tuple(prepared.groups), repaired=[layer, layer])
 
 
 def test_a_layer_that_runs_twice_is_left_alone(digits):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,10 @@ from netsmith.core.network import load_source
 from netsmith.core.profile import Budget, count_macs, count_params
 from netsmith.core.settings import TrainSettings
 from netsmith.errors import ArtifactError, BudgetError, PartitionError, RecipeError, ZooError
+from netsmith.reassembly import steps
 from netsmith.reassembly.facts import facts_of
+from netsmith.reassembly.parents import on_device as parent_on_device
+from netsmith.reassembly.parents import study
 from netsmith.reassembly.pipeline import reassemble
 from netsmith.reassembly.recipe import Recipe
 from netsmith.reassembly.results import Summary
@@ -96,6 +100,41 @@ def test_a_second_run_takes_its_steps_from_the_cache_and_agrees(digits, result, 
     assert first.recipe == second.recipe == result.recipe
     assert [c.scores for c in first.candidates] == [c.scores for c in second.candidates]
     assert (first.table.values == second.table.values).all()
+
+
+def test_networks_and_the_pieces_cut_from_them_are_on_the_device_where_they_run(digits, monkeypatch):
+    """Where stitch costs and scores are computed; a piece may have buffers that the network does not know."""
+    there: list[object] = []
+    plain = {name: getattr(steps, name) for name in ("represent", "joint_costs", "assemble")}
+
+    @contextmanager
+    def on_device(parents, device):
+        assert device == "cpu"
+        there.extend(p.name for p in parents)
+        with parent_on_device(parents, device):
+            yield
+        del there[:]
+
+    def watched(name):
+        def call(first, second, *rest, **more):
+            wanted = {"represent": 1, "joint_costs": 3, "assemble": 1}[name]
+            assert len(there) >= wanted, name
+            return plain[name](first, second, *rest, **more)
+
+        return call
+
+    monkeypatch.setattr(steps, "on_device", on_device)
+    for name in plain:
+        monkeypatch.setattr(steps, name, watched(name))
+    reassemble(zoo(), digits, Budget(), **SETTINGS)
+
+    moved: list[object] = []
+    monkeypatch.setattr(
+        "netsmith.reassembly.parents.placed", lambda module, *_, **__: moved.append(module) or nullcontext()
+    )
+    parents = study(zoo()[:1], digits.train.images([0]))
+    with parent_on_device(parents, "cpu"):
+        assert {id(u.module) for u in parents[0].chain.units} < {id(module) for module in moved}
 
 
 def test_what_a_cache_keeps_by_content_is_of_the_network_that_asks(digits, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -148,7 +149,7 @@ def chosen_parameters(model: nn.Module, trainable: Callable[[str, nn.Parameter],
 @contextmanager
 def placed(model: nn.Module, device: torch.device, channels_last: bool) -> Iterator[None]:
     """The model is on `device`, in that memory format, and goes back to where it was."""
-    first = next(iter(model.parameters()), None)
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
     home = first.device if first is not None else torch.device("cpu")
     model.to(device)
     if channels_last:

@@ -103,6 +103,8 @@ class Grid(Generator):
         )
         self._repairs: dict[str, tuple[tuple[float, int | None], ...]] = {}
         by_name = {s.name: s for s in self.slots}
+        if len(set(self.repaired)) < len(self.repaired):
+            raise MorphError("repaired names a layer twice")
         for layer in self.repaired:
             weight, bias = by_name.get(f"{layer}.weight"), by_name.get(f"{layer}.bias")
             if weight is None or bias is None or len(bias.shape) != 1 or weight.shape[0] != bias.shape[0]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -45,6 +45,13 @@ class Morphable(nn.Module):
         """The base network stays in evaluation mode; only the generator is trained."""
         super().train(mode)
         self.base.eval()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Morphable:
+        """Move both parts along: a part that was cut out of a network's code has buffers of its own."""
+        super()._apply(fn, recurse)
+        for part in self._split or ():
+            part._apply(fn, recurse)
         return self
 
     @property

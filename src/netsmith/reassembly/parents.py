@@ -106,10 +106,13 @@ def judge(
 
 @contextmanager
 def on_device(parents: Iterable[Parent], device: str) -> Iterator[None]:
-    """These networks, and so their chains, are on this process's device of that kind; then where they were."""
+    """These networks and their chains are on this process's device of that kind; then where they were."""
+    there = own_device(device)
     with ExitStack() as stack:
         for parent in parents:
-            stack.enter_context(placed(parent.network.model, own_device(device), channels_last=False))
+            # a piece that was cut out of a network's code has buffers of its own, beside those of the network
+            for piece in (parent.network.model, parent.chain.stem, *(unit.module for unit in parent.chain.units)):
+                stack.enter_context(placed(piece, there, channels_last=False))
         yield
 
 
