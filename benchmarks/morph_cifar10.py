@@ -160,19 +160,20 @@ def table(arguments: argparse.Namespace) -> None:
                 "seeds": len(pieces),
                 "steps": pieces[0]["steps"],
                 "bytes_over_base": pieces[0]["bytes_over_base"],
-                "fit_seconds": statistics.mean(p["seconds"]["fit"] for p in pieces),
+                "fit_seconds": statistics.mean(p["seconds"]["fit"] + p["seconds"].get("keyframes", 0) for p in pieces),
                 "base": pieces[0]["base"]["test"],
                 "floor": pieces[0]["floor"]["test"],
             }
-            for k, ratio in enumerate(RATIOS):
-                values = [p["points"][k]["test"] for p in pieces]
-                row[f"{ratio:g}"] = statistics.mean(values)
+            for ratio in RATIOS:
+                values = [p["test"] for piece in pieces for p in piece["points"] if p["ratio"] == ratio]
+                row[f"{ratio:g}"] = statistics.mean(values) if values else None
                 row[f"{ratio:g} spread"] = statistics.stdev(values) if len(values) > 1 else None
             rows.append(row)
     default = {r["space"]: r for r in rows if r["kind"] == "grid"}
     nested = {r["space"]: r for r in rows if r["kind"] == "nested"}
     both = [s for s in SPACES if s in default and s in nested]
-    ratio = min((default[s][f"{r:g}"] / nested[s][f"{r:g}"] for s in both for r in RATIOS), default=None)
+    pairs = [(default[s][f"{r:g}"], nested[s][f"{r:g}"]) for s in both for r in RATIOS]
+    ratio = min((a / b for a, b in pairs if a and b), default=None)
     beside = [json.loads(p.read_text()) for p in sorted(arguments.work.glob("*.rival.json"))]
     result = {"rows": rows, "rivals": beside, "ratio": ratio, "peer": "nested (slimmable), the same loop and steps"}
     write(arguments.json, result | {"machine": found[0]["machine"] if found else describe()})
@@ -201,15 +202,17 @@ def rival_lines(rivals: list[dict[str, Any]]) -> list[str]:
     return out
 
 
+def shown(mean: float | None, spread: float | None) -> str:
+    if mean is None:
+        return ""
+    return f"{100 * mean:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
+
+
 def lines(rows: list[dict[str, Any]]) -> list[str]:
     head = "| space | kind | seeds | steps | fit | bytes / base | " + " | ".join(f"{r:g}" for r in RATIOS) + " |"
     out = [head, "|---" * (6 + len(RATIOS)) + "|"]
     for row in rows:
-        cells = [
-            f"{100 * row[f'{r:g}']:.2f}"
-            + ("" if row[f"{r:g} spread"] is None else f" ± {100 * row[f'{r:g} spread']:.2f}")
-            for r in RATIOS
-        ]
+        cells = [shown(row[f"{r:g}"], row[f"{r:g} spread"]) for r in RATIOS]
         fit = f"{row['fit_seconds'] / 60:.0f} min"
         about = [row["space"], row["kind"], str(row["seeds"]), str(row["steps"]), fit, f"{row['bytes_over_base']:.2f}"]
         out.append("| " + " | ".join([*about, *cells]) + " |")

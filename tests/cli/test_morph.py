@@ -48,7 +48,8 @@ def morph(base, out, *changes, more=()):
 @pytest.fixture(scope="module")
 def morphed(base):
     """An output folder whose artifact has its batch norms."""
-    assert morph(base, base / "kept", "norms=keep", "rivals=[l1,nested]", more=["--quiet"]) == 0
+    changes = ("norms=keep", "rivals=[l1,nested]", "training.batch_size=32")
+    assert morph(base, base / "kept", *changes, more=["--quiet"]) == 0
     return base / "kept"
 
 

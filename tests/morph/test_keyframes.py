@@ -195,5 +195,6 @@ def test_a_layer_that_runs_twice_is_left_alone(digits):
     )  # fmt: skip
     grid = made.model.morphable.generator
     repair(made.model.morphable, grid, torch.rand(32, 1, 8, 8))
-    factors = {n: b for n, b in grid.named_buffers() if n.startswith("repair/factor")}
-    assert not any(b.any() for n, b in factors.items() if n.endswith("/first"))
+    factors = {layer: [grid._set_of(i, layer)[0] for i in range(len(grid.between))] for layer in grid.repaired}
+    assert "first" in factors
+    assert not any(found.any() for found in factors["first"])

@@ -109,13 +109,18 @@ class Grid(Generator):
             weight, bias = by_name.get(f"{layer}.weight"), by_name.get(f"{layer}.bias")
             if weight is None or bias is None or len(bias.shape) != 1 or weight.shape[0] != bias.shape[0]:
                 raise MorphError(f"repaired names '{layer[:80]}', which has no generated weight and bias")
-            for i, ratio in enumerate(self.between):
-                for part in ("factor", "shift"):
-                    self.register_buffer(_repair(part, i, layer), torch.zeros(self._size(bias, ratio)))
             places: dict[float, int | None] = dict.fromkeys(self._knots[weight.name])
             for i, ratio in enumerate(self.between):
                 places.setdefault(self.ratio(weight, self.widths_at(ratio)), i)
             self._repairs[layer] = tuple(sorted(places.items(), reverse=True))
+        self._spans: dict[tuple[int, str], tuple[int, int]] = {}
+        for i, ratio in enumerate(self.between if self.repaired else ()):
+            end = 0
+            for layer in self.repaired:
+                size = self._size(by_name[f"{layer}.bias"], ratio)[0]
+                self._spans[i, layer] = end, size
+                end += 2 * size
+            self.register_buffer(f"repair/{i}", torch.zeros(end))  # one for all layers: files name every tensor
 
     def _owned(self, name: str, tensors: Mapping[str, Tensor]) -> Slot:
         """The slot of a tensor of the keyframes' own; it follows the groups of its layer, or else all."""
@@ -236,9 +241,9 @@ class Grid(Generator):
             for place, share in ((above, 1 - way), (below, way)):
                 if place is not None and share:
                     own = self.between[place]
-                    given = [share * self.get_buffer(_repair(part, place, layer)) for part in ("factor", "shift")]
-                    factor = self._added(bias, factor, given[0], own, widths)
-                    shift = self._added(bias, shift, given[1], own, widths)
+                    more, moved = self._set_of(place, layer)
+                    factor = self._added(bias, factor, share * more, own, widths)
+                    shift = self._added(bias, shift, share * moved, own, widths)
             value = found[weight.name]
             found[weight.name] = value * (1 + factor).view(-1, *[1] * (value.ndim - 1))
             found[bias.name] = found[bias.name] + shift
@@ -251,8 +256,14 @@ class Grid(Generator):
     @torch.no_grad()
     def set_repair(self, place: int, layer: str, factor: Tensor, shift: Tensor) -> None:
         """Set the factors of a layer's outputs (1 leaves them) and what is added to its bias, at `between[place]`."""
-        self.get_buffer(_repair("factor", place, layer)).copy_((factor - 1).half())
-        self.get_buffer(_repair("shift", place, layer)).copy_(shift.half())
+        for kept, value in zip(self._set_of(place, layer), (factor - 1, shift), strict=True):
+            kept.copy_(value.half())
+
+    def _set_of(self, place: int, layer: str) -> tuple[Tensor, Tensor]:
+        """What a layer's factors are above 1, and its shifts, at `between[place]`; views of what is kept."""
+        start, size = self._spans[place, layer]
+        kept: Tensor = self.get_buffer(f"repair/{place}")
+        return kept[start : start + size], kept[start + size : start + 2 * size]
 
     def _added(self, slot: Slot, read: Tensor, delta: Tensor, ratio: float, widths: Mapping[str, int]) -> Tensor:
         """`read` plus a keyframe's delta on the channels that both have."""
@@ -315,11 +326,6 @@ def _components(found: Sequence[Slot]) -> tuple[frozenset[str], ...]:
         touching = [p for p in parts if p & mine]
         parts = [p for p in parts if not p & mine] + [mine.union(*touching)]
     return tuple(parts)
-
-
-def _repair(part: str, place: int, layer: str) -> str:
-    """The name of a buffer."""
-    return f"repair/{part}/{place}/{key(layer)}"
 
 
 def _way(high: float, low: float, ratio: float) -> float:
