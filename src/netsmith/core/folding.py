@@ -50,8 +50,7 @@ def fold_batch_norms(model: nn.Module, example_input: Tensor, *, name: str = "")
     """
     label = name or type(model).__name__
     good, bad = _tried(model, example_input, label)
-    with untouched(model):
-        folded = _folded(copy.deepcopy(model).eval(), good)
+    folded = _folded(copy.deepcopy(model).eval(), good)
     if bad:
         named = ", ".join(norm for _, norm in bad)
         warnings.warn(f"{label}: folding {named} changes the output, so it is kept", stacklevel=2)

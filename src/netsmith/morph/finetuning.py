@@ -142,6 +142,17 @@ def finetuned(
     )  # fmt: skip
 
 
+def named(progress: Progress | None, text: str) -> Progress | None:
+    """Progress that says of what it is."""
+    if progress is None:
+        return None
+
+    def tell(what: str, done: int | float, total: int | float | None, note: str = "") -> None:
+        progress(what, done, total, f"{text}. {note}" if note else text)
+
+    return tell
+
+
 def optimizer_steps(images: int, training: TrainSettings) -> int:
     """Optimizer steps that one epoch over so many training images takes."""
     share = images // _processes()

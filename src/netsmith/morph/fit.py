@@ -66,6 +66,11 @@ class FitSettings(BaseModel):
         0.0, ge=0, lt=1, description="share of the steps in which block after block joins; 0 for all from the start"
     )
 
+    @property
+    def coarse_alone(self) -> bool:
+        """Whether nothing but a grid's coarse set is drawn."""
+        return set(self.draws or ()) == {"coarse"}
+
 
 def default_draws(morphable: Morphable) -> tuple[Draw, ...]:
     """Draws for a generator: full widths only where they are fitted, the coarse set only where there is one."""
@@ -181,7 +186,7 @@ class Fitting:
         Where the coarse set alone is drawn, it is what is read.
         """
         assert isinstance(model, Morphable)
-        coarse = set(self.settings.draws or ()) == {"coarse"}
+        coarse = self.settings.coarse_alone
         means: dict[str, float] = {}
         single: dict[str, float] = {}
         for ratio in self.judged:
@@ -265,7 +270,7 @@ def fit(
         raise MorphError("fitting remembers what the base network makes of each image: leave mixup and cutmix 0")
     if judged is None:
         low, high = morphable.space.ratios
-        if set(settings.draws or ()) == {"coarse"}:
+        if settings.coarse_alone:
             high = min(high, 1.5 * low)
         judged = tuple(dict.fromkeys((high, round((low + high) / 2, 4), low)))
     objective = Fitting(task, settings, training.seed, judged)

@@ -102,6 +102,7 @@ class Grid(Generator):
             high + (low - high) * k / (_REPAIRS + 1) for high, low in pairwise(ratios) for k in range(1, _REPAIRS + 1)
         )
         self._repairs: dict[str, tuple[tuple[float, int | None], ...]] = {}
+        self._layers: dict[str, tuple[Slot, Slot]] = {}  # weight and bias of each repaired layer
         by_name = {s.name: s for s in self.slots}
         if len(set(self.repaired)) < len(self.repaired):
             raise MorphError("repaired names a layer twice")
@@ -109,6 +110,7 @@ class Grid(Generator):
             weight, bias = by_name.get(f"{layer}.weight"), by_name.get(f"{layer}.bias")
             if weight is None or bias is None or len(bias.shape) != 1 or weight.shape[0] != bias.shape[0]:
                 raise MorphError(f"repaired names '{layer[:80]}', which has no generated weight and bias")
+            self._layers[layer] = weight, bias
             places: dict[float, int | None] = dict.fromkeys(self._knots[weight.name])
             for i, ratio in enumerate(self.between):
                 places.setdefault(self.ratio(weight, self.widths_at(ratio)), i)
@@ -117,7 +119,7 @@ class Grid(Generator):
         for i, ratio in enumerate(self.between if self.repaired else ()):
             end = 0
             for layer in self.repaired:
-                size = self._size(by_name[f"{layer}.bias"], ratio)[0]
+                size = self._size(self._layers[layer][1], ratio)[0]
                 self._spans[i, layer] = end, size
                 end += 2 * size
             self.register_buffer(f"repair/{i}", torch.zeros(end))  # one for all layers: files name every tensor
@@ -207,7 +209,7 @@ class Grid(Generator):
             for s in self.slots
         }
         for layer in self.repaired:
-            if not coarsely.intersection((f"{layer}.weight", f"{layer}.bias")):
+            if coarsely.isdisjoint(slot.name for slot in self._layers[layer]):
                 self._repair(found, layer, widths)
         return found
 
@@ -231,7 +233,7 @@ class Grid(Generator):
 
     def _repair(self, found: dict[str, Tensor], layer: str, widths: Mapping[str, int]) -> None:
         """Apply the factors and shifts of a layer, where its ratio is between two keyframes."""
-        weight, bias = (next(s for s in self.slots if s.name == f"{layer}.{part}") for part in ("weight", "bias"))
+        weight, bias = self._layers[layer]
         ratio = self.ratio(weight, widths)
         for (high, above), (low, below) in pairwise(self._repairs[layer]):
             if not low <= ratio <= high:

@@ -24,10 +24,10 @@ from netsmith.core.graph import Chain
 from netsmith.core.network import Network
 from netsmith.core.settings import TrainSettings
 from netsmith.core.tasks import Task
-from netsmith.morph.finetuning import Teacher, finetuned, optimizer_steps
+from netsmith.morph.finetuning import Teacher, finetuned, named, optimizer_steps
 from netsmith.morph.fit import FitSettings
 from netsmith.morph.grid import Grid
-from netsmith.morph.morphable import Morphable
+from netsmith.morph.morphable import Morphable, untouched_front
 from netsmith.morph.preparing import Prepared
 
 _SMALL = 0.01
@@ -52,13 +52,8 @@ def own_tensors(model: nn.Module, groups: Sequence[WidthGroup], chain: Chain | N
         layers = {name.rpartition(".")[0] for name in touched}
         behind = {name for name in parameters if name.rpartition(".")[0] in layers}
     else:
-        names = {id(p): name for name, p in parameters.items()}
-        before: set[int] = set()
-        for piece in (chain.stem, *(unit.module for unit in chain.units)):
-            inside = {id(p) for p in piece.parameters()}
-            if any(names.get(i) in touched for i in inside):
-                break
-            before |= inside
+        front = untouched_front(model, chain, touched)
+        before = {id(p) for piece in front for p in piece.parameters()}
         behind = {name for name, p in parameters.items() if id(p) not in before}
     return tuple(
         name
@@ -67,10 +62,11 @@ def own_tensors(model: nn.Module, groups: Sequence[WidthGroup], chain: Chain | N
     )
 
 
-def repairable(model: nn.Module, groups: Sequence[WidthGroup], generated: Collection[str]) -> tuple[str, ...]:
+def repairable(model: nn.Module, groups: Sequence[WidthGroup], own: Collection[str]) -> tuple[str, ...]:
     """Layers that a grid can repair: convolutions and linear layers that a group touches, with a generated bias.
 
-    A convolution that is transposed has its outputs second, and is left out.
+    Generated is what a group touches, and what is the keyframes' `own`. A convolution that is transposed has its
+    outputs second, and is left out.
     """
     touched = {axis.tensor for group in groups for axis in group.axes}
     return tuple(
@@ -78,16 +74,15 @@ def repairable(model: nn.Module, groups: Sequence[WidthGroup], generated: Collec
         for name, module in model.named_modules()
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))
         and f"{name}.weight" in touched
-        and f"{name}.bias" in generated
+        and (f"{name}.bias" in touched or f"{name}.bias" in own)
     )
 
 
 @dataclass(frozen=True)
 class Apart:
-    """How training is divided: steps of each keyframe by itself (and how they are made), and what is left, if any."""
+    """How training is divided: steps of each keyframe by itself, and what is left for all widths together, if any."""
 
     steps: tuple[int, ...]
-    each: TrainSettings
     together: TrainSettings | None
 
 
@@ -101,10 +96,10 @@ def divide(grid: Grid, images: int, training: TrainSettings, share: float) -> Ap
     total, needs = (training.epochs - epochs) * each, [1 / ratio for ratio in grid.keyframes[1:]]
     steps = tuple(int(total * need / sum(needs)) for need in needs)
     if min(steps) < 1:
-        return Apart((), training, training)
+        return Apart((), training)
     warmup = training.warmup_epochs * epochs / training.epochs
     left = training.model_copy(update={"epochs": epochs, "warmup_epochs": warmup})
-    return Apart(steps, training, left if epochs else None)
+    return Apart(steps, left if epochs else None)
 
 
 def fit_keyframes(
@@ -156,7 +151,7 @@ def fit_keyframes(
             twin, network, data, task, training, count,
             distillation=fitting.distillation, temperature=fitting.temperature, views=fitting.views, teacher=teacher,
             parameters=learned, checkpoint_dir=None if checkpoints is None else checkpoints / f"keyframe-{ratio:g}",
-            progress=_told(progress, ratio), device=device,
+            progress=named(progress, f"keyframe {ratio:g}"), device=device,
         )  # fmt: skip
         twin.eval()
         plain = fold_batch_norms(twin, prepared.example) if prepared.folded else twin
@@ -297,14 +292,3 @@ def _learned(grid: Grid, twin: nn.Module, prepared: Prepared) -> set[str]:
         if wanted <= generated:
             learned |= own
     return learned
-
-
-def _told(progress: Progress | None, ratio: float) -> Progress | None:
-    if progress is None:
-        return None
-
-    def tell(what: str, done: int | float, total: int | float | None, note: str = "") -> None:
-        text = f"keyframe {ratio:g}"
-        progress(what, done, total, f"{text}. {note}" if note else text)
-
-    return tell

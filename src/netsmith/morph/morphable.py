@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
@@ -117,17 +118,23 @@ class Morphable(nn.Module):
 
     def _cut(self, chain: Chain) -> tuple[nn.Module, nn.Module] | None:
         """Split the base before the first unit that holds a generated tensor; None where that does not hold."""
-        names = {id(p): n for n, p in self.base.named_parameters()}
         generated = {s.name for s in self.generator.slots}
-
-        def touched(module: nn.Module) -> bool:
-            return any(names.get(id(p)) in generated for p in module.parameters())
-
-        if touched(chain.stem):
+        front = untouched_front(self.base, chain, generated)
+        if not front:
             return None
-        start = next((u.index for u in chain.units if touched(u.module)), len(chain.units))
+        start = len(front) - 1  # of the units; the stem is no unit
         front, rest = chain.front(start), chain.rest(start)
         return (front.eval(), rest.eval()) if generated <= set(rest.state_dict()) else None
+
+
+def untouched_front(model: nn.Module, chain: Chain, names: Collection[str]) -> tuple[nn.Module, ...]:
+    """Stem and units of a dissected network before the first that holds a parameter of these names; perhaps none."""
+    wanted = {id(p) for name, p in model.named_parameters() if name in names}
+
+    def free(piece: nn.Module) -> bool:
+        return not any(id(p) in wanted for p in piece.parameters())
+
+    return tuple(takewhile(free, (chain.stem, *(unit.module for unit in chain.units))))
 
 
 def check_split(morphable: Morphable, x: Tensor) -> None:

@@ -194,14 +194,14 @@ def make_morphable(
     result, fitting = None, fitting or FitSettings.model_validate({})
     if training is not None and isinstance(made, Grid):
         apart = divide(made, len(data.train), training, fitting.apart)
-        training = apart.together
         if apart.steps:
             fitting = fitting.model_copy(update={"draws": ("coarse",)})
             with watch.step("keyframes"):
                 fit_keyframes(
-                    made, network, prepared, ordered.orders, data, task, apart.each, fitting, apart.steps,
+                    made, network, prepared, ordered.orders, data, task, training, fitting, apart.steps,
                     checkpoints=checkpoints, progress=progress, device=device,
                 )  # fmt: skip
+        training = apart.together
     if training is not None:
         with watch.step("fit"):
             result = fit(
@@ -241,8 +241,7 @@ def _settings(
     if generator != Grid.kind:
         return given
     own = own_tensors(prepared.model, space.groups, chain)
-    generated = {axis.tensor for group in space.groups for axis in group.axes}.union(given.get("own", own))
-    layers = repairable(prepared.model, space.groups, generated)
+    layers = repairable(prepared.model, space.groups, given.get("own", own))
     return {**default_keyframes(space), "own": own, "repaired": layers, **given}
 
 

@@ -24,7 +24,7 @@ from netsmith.core.graph import dissect
 from netsmith.core.profile import count_macs, count_params
 from netsmith.core.settings import TrainSettings
 from netsmith.errors import DissectionError, MorphError, did_you_mean
-from netsmith.morph.finetuning import Teacher, finetuned, lesson, optimizer_steps
+from netsmith.morph.finetuning import Teacher, finetuned, lesson, named, optimizer_steps
 from netsmith.morph.fit import FitSettings, fit
 from netsmith.morph.generator import make_generator
 from netsmith.morph.morphable import Morphable, check_split
@@ -228,7 +228,7 @@ class Bench:
         trained = finetuned(
             model, self.result.network, data, self.result.task, training, steps,
             teacher=self.teacher, checkpoint_dir=self._checkpoints(key, model), device=self.device,
-            progress=self._told(f"{RIVALS[kind]} at {ratio:g}"), **settings,
+            progress=named(self.progress, f"{RIVALS[kind]} at {ratio:g}"), **settings,
         )  # fmt: skip
         plain = fold_batch_norms(model, self.result.prepared.example) if self.result.prepared.folded else model
         lessons, _ = lesson(data, training, steps)
@@ -294,7 +294,7 @@ class Bench:
         trained = fit(
             morphable, lessons, self.result.task, self.fitting, training,
             preprocess=self.result.network.preprocess, checkpoint_dir=self._checkpoints(key, morphable),
-            device=self.device, progress=self._told(RIVALS["nested"]),
+            device=self.device, progress=named(self.progress, RIVALS["nested"]),
         )  # fmt: skip
         cost = self._cost(trained, lessons, training)
         self._store(key, morphable.generator.state_dict(), cost)
@@ -334,17 +334,6 @@ class Bench:
     def _cost(self, trained: TrainResult, lessons: Splits, training: TrainSettings) -> dict[str, Any]:
         made = len(trained.history) * optimizer_steps(len(lessons.train), training)
         return {"steps": made, "seconds": trained.seconds}
-
-    def _told(self, text: str) -> Progress | None:
-        """Progress that says of what it is."""
-        progress = self.progress
-        if progress is None:
-            return None
-
-        def tell(what: str, done: int | float, total: int | float | None, note: str = "") -> None:
-            progress(what, done, total, f"{text}. {note}" if note else text)
-
-        return tell
 
     def _key(self, kind: str, *parts: object) -> str:
         return f"{kind.partition('-')[0]}-{digest(self._common, kind, *parts)[:32]}"
