@@ -9,6 +9,7 @@ import torch
 from morph_networks import tiny
 from torch import nn
 
+from netsmith.core.channels import resize
 from netsmith.core.data import open_data
 from netsmith.core.engine import evaluate
 from netsmith.core.network import load_source
@@ -17,9 +18,11 @@ from netsmith.core.tasks import Classification
 from netsmith.errors import MorphError
 from netsmith.morph.fit import FitSettings
 from netsmith.morph.grid import Grid
-from netsmith.morph.keyframes import divide, own_tensors, probe_images, repair, repairable
+from netsmith.morph.keyframes import _mean, divide, own_tensors
 from netsmith.morph.pipeline import make_morphable
 from netsmith.morph.preparing import prepare
+from netsmith.morph.repairing import probe_images, repair, repairable
+from netsmith.morph.saving import details_of
 
 TRAINING = TrainSettings(epochs=4, batch_size=64, lr=0.05, warmup_epochs=0)
 
@@ -77,26 +80,49 @@ def test_what_runs_before_the_first_group_is_nobodys_own(result):
     assert result.model.morphable.splits
 
 
+def small_grid(**settings) -> Grid:
+    prepared = prepare(load_source(tiny().model, name="tiny", input_size=(1, 8, 8), num_classes=10))
+    return Grid(prepared.model.state_dict(), tuple(prepared.groups), **settings)
+
+
 @pytest.mark.parametrize(("epochs", "share", "left"), [(10, 0.9, 1), (10, 0.5, 5), (2, 0.9, 1), (4, 0.0, 4)])
-def test_a_training_is_divided_by_the_width_of_the_keyframes(epochs, share, left):
-    space = tiny()
-    prepared = prepare(load_source(space.model, name="tiny", input_size=(1, 8, 8), num_classes=10))
-    grid = Grid(prepared.model.state_dict(), tuple(prepared.groups), keyframes=(1.0, 0.5, 0.25))
+def test_a_training_is_divided_among_the_keyframes(epochs, share, left):
+    grid = small_grid(keyframes=(1.0, 0.75, 0.5, 0.25), inbetweens=(0.75,))
     training = TrainSettings(epochs=epochs, batch_size=50, warmup_epochs=1)
     apart = divide(grid, 5000, training, share)
+    assert apart.each == training
     assert apart.together is not None
     assert apart.together.epochs == left
     if share:
-        assert sum(apart.steps) == pytest.approx((epochs - left) * 100, abs=2)
-        assert apart.steps[1] == pytest.approx(2 * apart.steps[0], abs=2)
+        assert sum(apart.steps) == pytest.approx((epochs - left) * 100, abs=3)
+        assert apart.steps[1] == pytest.approx(apart.steps[2], abs=100)
+        assert apart.steps[0] == pytest.approx(apart.steps[1] / 5, rel=0.25, abs=1)
         assert apart.together.warmup_epochs == pytest.approx(left / epochs)
     else:
         assert apart.steps == ()
 
 
+@pytest.mark.parametrize(
+    ("epochs", "steps"),
+    [(18, (100, 500, 100, 500, 100, 500)), (9, (50, 250, 50, 250, 50, 250)), (19, (100, 500, 100, 500, 100, 600))],
+)
+def test_steps_are_whole_epochs_where_that_is_near(epochs, steps):
+    """Then all keyframes see the same batches. 9 epochs would give those in between twice their share."""
+    eighths = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
+    grid = small_grid(keyframes=eighths, inbetweens=(0.875, 0.625, 0.375), coarse=None)
+    found = divide(grid, 5000, TrainSettings(epochs=epochs, batch_size=50), 1.0).steps
+    assert sorted(found) == sorted(steps)
+    assert [n < 150 for n in found] == [True, False] * 3
+
+
+@pytest.mark.parametrize("inbetweens", [(0.3,), (1.0,), (0.25,), (0.75, 0.5), (0.5, 0.5)])
+def test_what_is_in_between_has_two_neighbours(inbetweens):
+    with pytest.raises(MorphError, match="inbetweens are keyframes other than the first and the last"):
+        small_grid(keyframes=(1.0, 0.75, 0.5, 0.25), inbetweens=inbetweens)
+
+
 def test_without_a_coarse_set_all_steps_are_the_keyframes():
-    prepared = prepare(load_source(tiny().model, name="tiny", input_size=(1, 8, 8), num_classes=10))
-    grid = Grid(prepared.model.state_dict(), tuple(prepared.groups), keyframes=(1.0, 0.5), coarse=None)
+    grid = small_grid(keyframes=(1.0, 0.5), coarse=None)
     apart = divide(grid, 100, TrainSettings(epochs=1, batch_size=10), 0.9)
     assert apart.steps == (10,)
     assert apart.together is None
@@ -109,6 +135,13 @@ def test_keyframes_are_trained_and_the_full_width_stays(result, network, digits)
     assert accuracy(result, 1.0) == pytest.approx(expected, abs=0.005)
     assert accuracy(result, 0.5) > 0.85
     assert result.seconds["keyframes"] > 0
+    assert [ratio for ratio, _ in result.keyframes] == [0.75, 0.5, 0.875, 0.625]  # those in between come last
+    told = details_of(result, 1, []).to_dict()["fit"]
+    assert told["keyframes"] == 4
+    assert told["keyframe_epochs"] == sum(len(course.history) for _, course in result.keyframes)
+    assert told["epochs"] == told["keyframe_epochs"] + len(result.training.history)
+    metrics = [next(iter(h["metric"])) for h in told["history"]]
+    assert list(dict.fromkeys(metrics)) == ["0.75", "0.5", "0.875", "0.625", "coarse set"]
 
 
 def test_repair_gives_the_widths_between_what_the_keyframes_have(result):
@@ -147,32 +180,62 @@ def test_repaired_outputs_have_the_means_and_deviations_of_their_neighbours(resu
         assert torch.allclose(measure(middle), wanted, rtol=0.05, atol=0.02)
 
 
-def test_a_run_that_was_stopped_between_two_keyframes_ends_the_same(network, digits, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("at", "done"), [(0.75, 0.5), (0.875, 0.5)])
+def test_a_run_that_was_stopped_between_two_keyframes_ends_the_same(network, digits, tmp_path, at, done):
     settings = {"widths": (0.5, 1.0), "training": TRAINING, "fitting": FitSettings(apart=0.75), "ratios": (0.5,)}
     whole = make_morphable(network, digits, **settings)
+    assert whole.model.morphable.generator.inbetweens == (0.875, 0.625)
 
     class Stop(Exception):
         pass
 
-    def stop(what, done, total, note=""):
-        if "keyframe 0.75" in note and done >= 3:
+    def stop(what, count, total, note=""):
+        if what == "training" and f"keyframe {at}" in note and count >= done * total:
             raise Stop
 
     with pytest.raises(Stop):
         make_morphable(network, digits, checkpoints=tmp_path, progress=stop, **settings)
-    assert (tmp_path / "keyframe-0.875").is_dir()
+    assert (tmp_path / "keyframe-0.5").is_dir() == (at == 0.875)  # those in between come last
     again = make_morphable(network, digits, checkpoints=tmp_path, **settings)
     a, b = (m.model.morphable.generator.state_dict() for m in (whole, again))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_what_is_in_between_begins_as_the_mean_of_its_neighbours():
+    network = load_source(tiny().model, name="tiny", input_size=(1, 8, 8), num_classes=10)
+    prepared = prepare(network)
+    grid = Grid(prepared.model.state_dict(), tuple(prepared.groups), keyframes=(1.0, 0.75, 0.5), inbetweens=(0.75,))
+    groups = grid.groups
+    low = resize(prepared.model, groups, grid.widths_at(0.5))
+    with torch.no_grad():
+        for p in low.parameters():
+            p.add_(1.0)
+    made = {1.0: prepared.model, 0.5: low}
+    found = _mean(grid, groups, made, 1.0, 0.5, 0.75).state_dict()
+    plain = resize(prepared.model, groups, grid.widths_at(0.75)).state_dict()
+    share = torch.log(torch.tensor(1 / 0.75)) / torch.log(torch.tensor(2.0))
+    for name, narrow in low.state_dict().items():
+        inside = tuple(slice(n) for n in narrow.shape)
+        moved = found[name].float() - plain[name].float()
+        if narrow.is_floating_point():
+            assert torch.allclose(moved[inside], share.expand_as(moved[inside]), atol=1e-5), name
+            moved[inside] = 0
+        assert not moved.any(), name
+
+
+def test_draws_that_would_not_be_drawn_are_refused(network, digits):
+    fitting = FitSettings(draws=("random", "low"))
+    with pytest.raises(MorphError, match=r"fitting\.draws \(random, low\) would not be drawn.*fitting\.apart: 0"):
+        make_morphable(network, digits, training=TRAINING, fitting=fitting, ratios=(1.0,))
+
+
 def test_layers_without_a_generated_bias_cannot_be_repaired():
-    prepared = prepare(load_source(tiny().model, name="tiny", input_size=(1, 8, 8), num_classes=10))
     with pytest.raises(MorphError, match="repaired names 'nowhere'"):
-        Grid(prepared.model.state_dict(), tuple(prepared.groups), repaired=["nowhere"])
+        small_grid(repaired=["nowhere"])
+    prepared = prepare(load_source(tiny().model, name="tiny", input_size=(1, 8, 8), num_classes=10))
     layer = repairable(prepared.model, list(prepared.groups), set(prepared.model.state_dict()))[0]
     with pytest.raises(MorphError, match="names a layer twice"):
-        Grid(prepared.model.state_dict(), tuple(prepared.groups), repaired=[layer, layer])
+        small_grid(repaired=[layer, layer])
 
 
 def test_a_layer_that_runs_twice_is_left_alone(digits):

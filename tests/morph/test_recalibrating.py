@@ -11,7 +11,7 @@ from netsmith.core.data import batches, open_data
 from netsmith.core.images import MemoryImages
 from netsmith.errors import ChannelError
 from netsmith.morph.pipeline import make_morphable
-from netsmith.morph.recalibrating import has_statistics, is_base, recalibrated
+from netsmith.morph.recalibrating import augmented, has_statistics, is_base, recalibrated
 
 
 def test_statistics_are_those_of_the_training_images():
@@ -19,7 +19,7 @@ def test_statistics_are_those_of_the_training_images():
     test = data.test.images([0, 1])
     before = network.model(network.preprocess(test))
     assert has_statistics(network.model, (1, 8, 8))
-    assert recalibrated(network.model, data, network.preprocess, images=256, seed=3)
+    assert recalibrated(network.model, data, network.preprocess, augment=False, images=256, seed=3)
     first = next(m for m in network.model.modules() if isinstance(m, nn.Conv2d))
     norm = next(m for m in network.model.modules() if isinstance(m, nn.BatchNorm2d))
     taken = [x for x, _ in batches(data.train, 128, shuffle=True, seed=3, drop_last=True)][:2]
@@ -31,11 +31,30 @@ def test_statistics_are_those_of_the_training_images():
     assert not torch.allclose(network.model(network.preprocess(test)), before)
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_statistics_tell_whether_images_were_augmented(seen):
+    """What a network has seen while it was trained is what its norms should be estimated on."""
+    data, network = open_data("digits"), tiny()
+    assert recalibrated(network.model, data, network.preprocess, augment=seen, seed=5)
+    assert augmented(network.model, data, network.preprocess) is seen
+    assert not augmented(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), data, network.preprocess)
+
+
+def test_only_the_norms_that_are_named_get_statistics():
+    data, network = open_data("digits"), tiny()
+    norms = {name: m for name, m in network.model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    before = {name: m.running_mean.clone() for name, m in norms.items()}
+    chosen = next(reversed(norms))
+    assert recalibrated(network.model, data, network.preprocess, augment=False, norms={chosen})
+    changed = {name for name, m in norms.items() if not torch.equal(m.running_mean, before[name])}
+    assert changed == {chosen}
+
+
 def test_a_network_without_norms_is_left_alone():
     data = open_data("digits")
     plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
     assert not has_statistics(plain, (1, 8, 8))
-    assert not recalibrated(plain, data, tiny().preprocess)
+    assert not recalibrated(plain, data, tiny().preprocess, augment=True)
 
 
 def test_norms_that_are_not_run_do_not_count():
@@ -51,7 +70,7 @@ def test_one_image_is_too_few():
     few = type(data)(data.name, one, data.validation, data.test, "one")
     flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4)).eval()
     with pytest.raises(ChannelError, match="too small"):
-        recalibrated(flat, few, network.preprocess)
+        recalibrated(flat, few, network.preprocess, augment=False)
 
 
 @pytest.mark.parametrize(("kind", "anew"), [("grid", [False, True]), ("nested", [True, True])])

@@ -164,4 +164,6 @@ def test_default_keyframes_end_at_the_range():
 def test_default_keyframes_end_at_the_group_that_goes_lowest():
     groups = tuple(WidthGroup(f"g{n}", n, "inner", (), ()) for n in (3, 12))
     space = MorphSpace("all", groups, {"g3": 1, "g12": 3}, {"g3": 3, "g12": 12})
-    assert default_keyframes(space) == {"keyframes": [k / 8 for k in range(8, 1, -1)], "coarse": 0.1875}
+    odd = [0.875, 0.625, 0.375]
+    found = default_keyframes(space)
+    assert found == {"keyframes": [k / 8 for k in range(8, 1, -1)], "inbetweens": odd, "coarse": 0.1875}

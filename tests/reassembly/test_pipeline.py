@@ -132,7 +132,7 @@ def test_networks_and_the_pieces_cut_from_them_are_on_the_device_where_they_run(
     monkeypatch.setattr(
         "netsmith.reassembly.parents.placed", lambda module, *_, **__: moved.append(module) or nullcontext()
     )
-    parents = study(zoo()[:1], digits.train.images([0]))
+    parents = study(zoo(), digits.train.images([0]))
     with parent_on_device(parents, "cpu"):
         assert {id(u.module) for u in parents[0].chain.units} < {id(module) for module in moved}
 

@@ -158,6 +158,16 @@ def test_the_fit_follows_the_metric_at_three_widths(tmp_path, morphed):
     assert any("training loss over epoch" in (s.get("aria-label") or "") for s in page.svgs)
 
 
+def test_keyframes_and_the_coarse_set_are_told_apart(tmp_path, morphed):
+    summary, details = morphed
+    keys = ["0.5", "0.5", "0.75", "coarse set"]
+    history = [{"epoch": i, "loss": 1 / i, "metric": {key: 0.8}} for i, key in enumerate(keys, start=1)]
+    details["fit"] = {"epochs": 4, "seconds": 60, "history": history, "keyframes": 2, "keyframe_epochs": 3}
+    text = page_of(tmp_path, (summary, details)).text
+    assert "3 of 2 keyframes, each trained by itself, and then 1 of the coarse set." in text
+    assert "0.75× wide 0.5× wide coarse set" in text
+
+
 def test_a_long_history_is_thinned_and_stays_small(tmp_path, morphed):
     summary, details = morphed
     details["fit"]["history"] = [

@@ -22,6 +22,7 @@ from netsmith.core.zoo import ZooEntry
 _CUTS = 16  # of a network, as a rule: between 8 (ResNet-18) and 24 (large transformers)
 _OVERHEAD = 0.5  # seconds for building and fitting one candidate, images apart
 _FITTED_PASSES = 4  # of the stitching images through a candidate: adapters one after another, the head, a check
+_REPAIRED, _REPAIR_IMAGES = 25, 2048  # networks whose statistics a grid measures, on so many images
 _BEGINS = "estimate"
 
 
@@ -70,7 +71,11 @@ def forecast_morph(config: MorphConfig, device: str, progress: Progress | None =
     mean = _mean_macs(config)
     seconds = {"ordering": 2 * min(config.order.images, train) * network.macs / rate.forward}
     if tune is not None:
-        step = config.fitting.per_step * train * mean / rate.training
+        grid = config.generator.kind == "grid"
+        apart = config.fitting.apart if grid else 0.0  # of the epochs, in which a step is one keyframe's
+        step = (apart + (1 - apart) * config.fitting.per_step) * train * mean / rate.training
+        if grid:
+            seconds["repair"] = _REPAIRED * min(_REPAIR_IMAGES, train) * mean * network.macs / rate.forward
         judged = 3 * validation * mean / rate.forward
         taught = min(config.fitting.views, tune.epochs) * train / tune.epochs / rate.forward
         seconds["fitting"] = tune.epochs * (step + judged + taught) * network.macs

@@ -64,11 +64,14 @@ def recalibrate_sized(source: str, network: Network, splits: Splits, session: Se
 
     As `netsmith morph` does before it measures a width; says so. Whether there were any.
     """
-    from netsmith.morph.recalibrating import recalibrated
+    from netsmith.morph.recalibrating import augmented, recalibrated
+    from netsmith.morph.saving import load_morphed
 
     if not resized_norms(source, network):
         return False
-    recalibrated(network.model, splits, network.preprocess, seed=seed)
+    base = load_morphed(Path(parse_source(source).name)).morphable.base
+    shifted = augmented(base, splits, network.preprocess, seed=seed)
+    recalibrated(network.model, splits, network.preprocess, augment=shifted, seed=seed)
     session.console.note(f"{source}: statistics of batch norms estimated anew on training images of {splits.name}")
     return True
 

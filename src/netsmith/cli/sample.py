@@ -155,7 +155,7 @@ def recalibrate(
     from netsmith.core.artifact import read_manifest
     from netsmith.core.data import open_data
     from netsmith.core.network import Preprocess
-    from netsmith.morph.recalibrating import has_statistics, is_base, recalibrated
+    from netsmith.morph.recalibrating import augmented, has_statistics, is_base, recalibrated
 
     if is_base(model.morphable, widths):
         return None
@@ -176,7 +176,9 @@ def recalibrate(
             f"{splits.shape[0]}: give the data that it was trained on"
         )
     preprocess = Preprocess.from_json(read_manifest(folder)["preprocess"])
-    recalibrated(network, splits, preprocess, seed=arguments.seed or 0)
+    seed = arguments.seed or 0
+    shifted = augmented(model.morphable.base, splits, preprocess, seed=seed)
+    recalibrated(network, splits, preprocess, augment=shifted, seed=seed)
     text = f"estimated on training images of {arguments.data}"
     session.console.result(f"batch norms: statistics {text}")
     return text

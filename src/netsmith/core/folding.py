@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -193,17 +193,23 @@ def _fold(layer: Any, norm: Any) -> None:
         layer.bias = nn.Parameter(shift.to(weight), requires_grad=weight.requires_grad)
 
 
-def recalibrate(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -> int:
+def recalibrate(
+    model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]], *, only: Collection[str] | None = None
+) -> int:
     """Estimate the running statistics of all batch norms anew, in place: the average over the batches.
 
     A batch is a tensor `(n, ...)` as the network takes it, or a sequence that begins with one (images and labels). Only
     the statistics change; modes are left as they were. A network without batch norms is left alone, and so are norms
-    that the network does not run.
+    that the network does not run, or that `only` does not name.
 
     Returns how many norms have new statistics.
     Raises ChannelError when there are no batches, or one is too small for a statistic.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    norms = [
+        m
+        for name, m in model.named_modules()
+        if isinstance(m, _BatchNorm) and m.running_mean is not None and (only is None or name in only)
+    ]
     if not norms:
         return 0
     modes = [(m, m.training) for m in model.modules()]

@@ -41,6 +41,13 @@ class Objective(Protocol):
         """Metrics of the model; `measured` gives those of a network on the validation part."""
         ...
 
+    def slack(self, metric: float, images: int) -> float:
+        """By how much an epoch may miss the best metric so far and still replace it, if its validation loss is lower.
+
+        `images` is how many the metric was measured on; 0 goes by the metric alone.
+        """
+        ...
+
 
 class Supervised:
     """The objective of ordinary training."""
@@ -59,6 +66,10 @@ class Supervised:
     def judge(self, model: nn.Module, measured: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
         """The model as it is."""
         return measured(model)
+
+    def slack(self, metric: float, images: int) -> float:
+        """None."""
+        return 0.0
 
 
 class Wrapped(nn.Module):

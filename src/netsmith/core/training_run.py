@@ -198,7 +198,8 @@ class TrainingRun:
     def _better(self, entry: Entry, best: Entry) -> bool:
         sign = 1.0 if self.task.higher_is_better else -1.0
         new, old = sign * entry[self.task.primary], sign * best[self.task.primary]
-        return new > old or (new == old and entry["validation_loss"] < best["validation_loss"])
+        slack = self.objective.slack(best[self.task.primary], len(self.validation_set))
+        return new > old + slack or (new >= old - slack and entry["validation_loss"] < best["validation_loss"])
 
     def _train_epoch(self) -> float:
         """Mean training loss of one epoch, over all processes."""

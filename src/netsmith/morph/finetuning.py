@@ -20,6 +20,8 @@ from netsmith.core.network import Network
 from netsmith.core.settings import TrainSettings
 from netsmith.core.tasks import Task
 from netsmith.errors import MorphError
+from netsmith.morph.memory import Key, Memory
+from netsmith.morph.split import Split
 
 _TOLERANCE = 0.02
 _REMEMBERED_BYTES = 512 * 2**20
@@ -34,37 +36,35 @@ class Teacher:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.bytes = 0
-        self._known: dict[tuple[object, ...], Tensor] = {}
+        self.memory = Memory(_REMEMBERED_BYTES)
 
     def identity(self) -> str:
         """Changes with its weights."""
         return digest(self.model.state_dict())
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor, key: tuple[object, ...] | None) -> Tensor:
+    def __call__(self, images: Tensor, key: Key | None) -> Tensor:
         """Outputs for a batch that `key` names, remembered while there is room (512 MB); None remembers nothing."""
-        if key is not None and key in self._known:
-            return self._known[key].to(images.device)
-        outputs = self.model.to(images.device)(images).float()
-        size = outputs.numel() * outputs.element_size()
-        if key is not None and self.bytes + size <= _REMEMBERED_BYTES:
-            self._known[key] = outputs
-            self.bytes += size
-        return outputs
+        return self.memory(key, images.device, lambda: self.model.to(images.device)(images).float())
 
 
 class Distilling:
     """The objective (`netsmith.core.engine.Objective`): the task's loss, and distillation from a teacher.
 
     As in `netsmith.morph.fit.Fitting`: `(1 - share) * loss + share * distil`. `scope` names the batches: what of
-    them does not follow from view and index.
+    them does not follow from view and index. Of a `Split` network, `fronts` keeps the features.
     """
 
     def __init__(
-        self, task: Task, teacher: Teacher, share: float, temperature: float, scope: tuple[object, ...] | None
+        self,
+        task: Task,
+        teacher: Teacher,
+        share: float,
+        temperature: float,
+        scope: Key | None,
+        fronts: Memory | None = None,
     ) -> None:
         self.task, self.teacher, self.share, self.temperature, self.scope = task, teacher, share, temperature, scope
+        self.fronts = Memory(0) if fronts is None else fronts
 
     def identity(self) -> str:
         """Teacher and shares."""
@@ -72,18 +72,31 @@ class Distilling:
 
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor, step: Step) -> Tensor:
         """Of one batch."""
-        outputs = model(images).float()
+        key = None if self.scope is None else (*self.scope, step.view, step.index)
+        if isinstance(model, Split):
+            outputs = model.rest(self.fronts(key, images.device, lambda: model.front(images))).float()
+        else:
+            outputs = model(images).float()
         loss = outputs.new_zeros(())
         if self.share < 1:
             loss = loss + (1 - self.share) * self.task.loss(outputs, targets)
         if self.share:
-            key = None if self.scope is None else (*self.scope, step.view, step.index)
             loss = loss + self.share * self.task.distil(outputs, self.teacher(images, key), self.temperature)
         return loss
 
     def judge(self, model: nn.Module, measured: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
         """The task's metrics."""
         return measured(model)
+
+    def slack(self, metric: float, images: int) -> float:
+        """The standard error of an accuracy: among epochs that differ by less, the loss tells more.
+
+        A network that begins close to its teacher is as good after one epoch as after all, but for this noise, and the
+        weights of an early epoch have been trained at a high rate.
+        """
+        if self.task.primary != "accuracy":
+            return 0.0
+        return math.sqrt(max(0.0, metric * (1 - metric)) / max(1, images))
 
 
 def finetuned(
@@ -99,12 +112,15 @@ def finetuned(
     teacher: nn.Module | Teacher | None = None,
     views: int = 8,
     parameters: Collection[str] | None = None,
+    fronts: Memory | None = None,
     checkpoint_dir: Path | None = None,
     resume: bool = True,
     progress: Progress | None = None,
     device: str | None = None,
 ) -> TrainResult:
     """Train `model` in place for about `steps` optimizer steps; it ends as the epoch best on validation.
+
+    Of epochs whose accuracies differ by less than a standard error, the one with the lowest loss is the best.
 
     Args:
         model: a network that takes and gives what the base does.
@@ -118,6 +134,7 @@ def finetuned(
         teacher: by default the base.
         views: augmented views of the training images, as in fitting: in each, the teacher runs once on a batch.
         parameters: names of those that are trained; None for all. Modules without any keep their statistics.
+        fronts: of a `Split` network, what its front makes of the batches: several that share it compute that once.
         checkpoint_dir: where it goes on from after an interruption.
         resume: see `netsmith.core.engine.train`.
         progress: told how far it is.
@@ -138,7 +155,7 @@ def finetuned(
     return train(
         model, lessons, task, settings, preprocess=network.preprocess, checkpoint_dir=checkpoint_dir, resume=resume,
         progress=progress, device=device, views=views,
-        objective=Distilling(task, teaches, distillation, temperature, None if mixed else scope),
+        objective=Distilling(task, teaches, distillation, temperature, None if mixed else scope, fronts),
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from netsmith.core.tasks import Task
 from netsmith.errors import MorphError, TrainingError
 from netsmith.morph.generator import Generator, Noise
 from netsmith.morph.grid import Grid
+from netsmith.morph.memory import Memory
 from netsmith.morph.morphable import Morphable
 
 Draw = Literal["full", "low", "random", "mixed", "keyframe", "coarse"]
@@ -91,9 +92,7 @@ class Fitting:
 
     def __init__(self, task: Task, settings: FitSettings, seed: int, judged: tuple[float, ...]) -> None:
         self.task, self.settings, self.seed, self.judged = task, settings, seed, judged
-        self._features: dict[tuple[int, int], Tensor] = {}
-        self._teacher: dict[tuple[int, int], Tensor] = {}
-        self._kept_bytes = 0
+        self._memory = Memory(settings.cache_mb * 2**20)
 
     def identity(self) -> str:
         """Settings, seed, and the ratios that are judged."""
@@ -152,22 +151,13 @@ class Fitting:
 
     def _known(self, model: Morphable, images: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Features and the base's outputs for a batch: remembered, or computed and remembered."""
-        key = (step.view, step.index)
-        features = self._features.get(key)
-        if features is None:
-            features = model.front(images)
-            size = features.numel() * features.element_size()
-            if model.splits and self._kept_bytes + size <= self.settings.cache_mb * 2**20:
-                self._features[key] = features
-                self._kept_bytes += size
-        taught = self._teacher.get(key)
-        if taught is None and self.settings.distillation:
-            taught = model.teacher(features).float()
-            size = taught.numel() * taught.element_size()
-            if self._kept_bytes + size <= self.settings.cache_mb * 2**20:
-                self._teacher[key] = taught
-                self._kept_bytes += size
-        return features, taught if taught is not None else features.new_zeros(())
+        batch, where = (step.view, step.index), images.device
+        key = ("front", *batch) if model.splits else None
+        features = self._memory(key, where, lambda: model.front(images))
+        if not self.settings.distillation:
+            return features, features.new_zeros(())
+        taught = self._memory(("taught", *batch), where, lambda: model.teacher(features).float())
+        return features, taught
 
     def _waiting(self, model: Morphable, widths: dict[str, int], step: Step) -> dict[str, int]:
         """In a blockwise schedule, groups whose turn has not come stay at full width."""
@@ -196,6 +186,10 @@ class Fitting:
                 means[name] = means.get(name, 0.0) + value / len(self.judged)
             single[f"{self.task.primary}@{ratio:g}"] = found[self.task.primary]
         return means | single
+
+    def slack(self, metric: float, images: int) -> float:
+        """None."""
+        return 0.0
 
 
 def drawn(model: Morphable, kind: Draw, rng: torch.Generator) -> dict[str, int]:

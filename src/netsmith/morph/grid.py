@@ -56,6 +56,8 @@ class Grid(Generator):
         own: names of tensors that no group touches and that each keyframe has of its own all the same: biases of what
             reads the groups, norms, the classifier.
         repaired: names of layers whose weight and bias are generated, outputs first, and that have such factors.
+        inbetweens: those keyframes, never the first, the last or two neighbours, that are trained after the others, and
+            briefly: each begins as the mean of its neighbours (`netsmith.morph.keyframes.fit_keyframes`).
 
     Raises:
         MorphError: keyframes that do not fall, a coarse set of no size, or a tensor that is not there.
@@ -69,6 +71,7 @@ class Grid(Generator):
         coarse: float | None = 0.125,
         own: Sequence[str] = (),
         repaired: Sequence[str] = (),
+        inbetweens: Sequence[float] = (),
     ) -> None:
         super().__init__(tensors, groups)
         self._follows: dict[str, tuple[str, ...]] = {
@@ -82,6 +85,7 @@ class Grid(Generator):
         if coarse is not None and not 0 < coarse <= 1:
             raise MorphError(f"coarse must be above 0 and at most 1 (cells over channels), not {coarse}")
         self.keyframes: tuple[float, ...] = ratios
+        self.inbetweens: tuple[float, ...] = _inner(tuple(float(r) for r in inbetweens), ratios)
         self.coarse: float | None = coarse
         self.parts = _components([s for s in self.slots if s.axes])
         self._knots = {s.name: tuple(self.ratio(s, self.widths_at(r)) for r in ratios) for s in self.slots}
@@ -153,9 +157,9 @@ class Grid(Generator):
                 tensors[s.name].copy_(s.walk(tensors[s.name], self.base, small, change))
 
     def settings(self) -> dict[str, Any]:
-        """Keyframes, `coarse`, `own` and `repaired`."""
-        lists = {"keyframes": list(self.keyframes), "own": list(self.own), "repaired": list(self.repaired)}
-        return {**lists, "coarse": self.coarse}
+        """Keyframes, `inbetweens`, `coarse`, `own` and `repaired`."""
+        names = ("keyframes", "inbetweens", "own", "repaired")
+        return {**{name: list(getattr(self, name)) for name in names}, "coarse": self.coarse}
 
     def anchors(self) -> tuple[str, ...]:
         """The base network's tensors."""
@@ -318,6 +322,17 @@ def in_bytes(value: Float[Tensor, "*shape"]) -> tuple[Int8[Tensor, "*shape"], Fl
 def from_bytes(steps: Shaped[Tensor, "*shape"], scale: Float[Tensor, " rows"]) -> Float[Tensor, "*shape"]:
     """What `in_bytes` rounded a tensor to."""
     return steps.float() * scale.float().view(-1, *[1] * (steps.ndim - 1))
+
+
+def _inner(inbetweens: tuple[float, ...], keyframes: tuple[float, ...]) -> tuple[float, ...]:
+    """Those in between, checked. Raises MorphError where one has no two neighbours to begin from."""
+    places = [keyframes.index(r) if r in keyframes else 0 for r in inbetweens]
+    if any(not 0 < k < len(keyframes) - 1 or k + 1 in places for k in places) or len(set(places)) < len(places):
+        raise MorphError(
+            f"inbetweens are keyframes other than the first and the last, no two neighbours, each once; not "
+            f"{inbetweens[:20]} of {keyframes[:20]}"
+        )
+    return inbetweens
 
 
 def _components(found: Sequence[Slot]) -> tuple[frozenset[str], ...]:

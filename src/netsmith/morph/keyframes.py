@@ -1,24 +1,19 @@
-"""A grid's keyframes: what they have of their own, their training one by one, and the repair of what lies between."""
+"""A grid's keyframes: what they have of their own, and their training one by one."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from netsmith.core.channels import WidthGroup, permute, relocate, resize, width_groups
 from netsmith.core.data import Splits
-from netsmith.core.engine import Progress
+from netsmith.core.engine import Progress, TrainResult
 from netsmith.core.folding import fold_batch_norms, foldable
 from netsmith.core.graph import Chain
 from netsmith.core.network import Network
@@ -27,13 +22,16 @@ from netsmith.core.tasks import Task
 from netsmith.morph.finetuning import Teacher, finetuned, named, optimizer_steps
 from netsmith.morph.fit import FitSettings
 from netsmith.morph.grid import Grid
-from netsmith.morph.morphable import Morphable, untouched_front
+from netsmith.morph.memory import Memory
 from netsmith.morph.preparing import Prepared
+from netsmith.morph.recalibrating import recalibrated
+from netsmith.morph.split import split, untouched_front
 
 _SMALL = 0.01
 """Of the network's parameters, the most that one tensor of the keyframes' own may have."""
 
-_PLACES = 2**19
+_INBETWEEN = 0.2
+"""Steps of a keyframe in between, over those of the others: it begins as a network that is nearly right."""
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -62,44 +60,61 @@ def own_tensors(model: nn.Module, groups: Sequence[WidthGroup], chain: Chain | N
     )
 
 
-def repairable(model: nn.Module, groups: Sequence[WidthGroup], own: Collection[str]) -> tuple[str, ...]:
-    """Layers that a grid can repair: convolutions and linear layers that a group touches, with a generated bias.
-
-    Generated is what a group touches, and what is the keyframes' `own`. A convolution that is transposed has its
-    outputs second, and is left out.
-    """
-    touched = {axis.tensor for group in groups for axis in group.axes}
-    return tuple(
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))
-        and f"{name}.weight" in touched
-        and (f"{name}.bias" in touched or f"{name}.bias" in own)
-    )
-
-
 @dataclass(frozen=True)
 class Apart:
-    """How training is divided: steps of each keyframe by itself, and what is left for all widths together, if any."""
+    """How training is divided.
 
+    Attributes:
+        each: settings of each keyframe's training, but for its length.
+        steps: of each keyframe by itself; none where they are not trained apart.
+        together: what is left for all widths, if any.
+    """
+
+    each: TrainSettings
     steps: tuple[int, ...]
     together: TrainSettings | None
 
 
 def divide(grid: Grid, images: int, training: TrainSettings, share: float) -> Apart:
-    """Divide a training's steps; a keyframe gets the more the narrower it is (as 1 / ratio), for it loses the more.
+    """Divide a training's steps among keyframes: all get as many, but those in between a fifth of it.
 
-    Where there is no coarse set to fit, all are the keyframes'. Nothing is taken of a single epoch.
+    Where there is no coarse set to fit, all are the keyframes'. Nothing is taken of a single epoch. Steps are whole
+    epochs where that is near: then all keyframes see the same batches, and what is frozen is computed once for all.
     """
     each = optimizer_steps(images, training)
     epochs = 0 if share and grid.coarse is None else max(1, training.epochs - round(share * training.epochs))
-    total, needs = (training.epochs - epochs) * each, [1 / ratio for ratio in grid.keyframes[1:]]
-    steps = tuple(int(total * need / sum(needs)) for need in needs)
+    needs = [_INBETWEEN if ratio in grid.inbetweens else 1.0 for ratio in grid.keyframes[1:]]
+    shares = [(training.epochs - epochs) * need / sum(needs) for need in needs]
+    whole = _whole(shares)
+    steps = tuple(int(s * each) for s in shares) if whole is None else tuple(n * each for n in whole)
     if min(steps) < 1:
-        return Apart((), training)
+        return Apart(training, (), training)
     warmup = training.warmup_epochs * epochs / training.epochs
     left = training.model_copy(update={"epochs": epochs, "warmup_epochs": warmup})
-    return Apart(steps, left if epochs else None)
+    return Apart(training, steps, left if epochs else None)
+
+
+def _whole(shares: Sequence[float]) -> list[int] | None:
+    """Whole numbers of the same sum, each within a quarter of its share; None where there are none."""
+    found = [max(1, int(s + 1e-6)) for s in shares]
+    missing = round(sum(shares)) - sum(found)
+    for k in sorted(range(len(found)), key=lambda k: found[k] - shares[k])[: max(0, missing)]:
+        found[k] += 1
+    near = all(abs(n - s) <= 0.25 * s for n, s in zip(found, shares, strict=True))
+    return found if missing >= 0 and near else None
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What of a network with batch norms ends up in what a grid generates, and nowhere else.
+
+    Attributes:
+        parameters: their names.
+        norms: names of the batch norms among them.
+    """
+
+    parameters: frozenset[str]
+    norms: frozenset[str]
 
 
 def fit_keyframes(
@@ -116,12 +131,14 @@ def fit_keyframes(
     checkpoints: Path | None = None,
     progress: Progress | None = None,
     device: str | None = None,
-) -> None:
-    """Train the network of each keyframe by itself, from the highest to the lowest, and let the grid learn them.
+) -> tuple[tuple[float, TrainResult], ...]:
+    """Train the network of each keyframe by itself, and let the grid learn them.
 
-    Each begins as the first channels of the one above it, the highest as those of the base, and keeps its batch norms
-    while it is trained, as a network that lost channels recovers faster with them. Folded, it is what the keyframe
-    holds. Only what the grid generates is trained.
+    First those that are not in between, from the highest to the lowest: each begins as the first channels of the one
+    above it, the highest as those of the base. Then those in between: each begins as the mean of its two neighbours. A
+    network keeps its batch norms while it is trained, as one that lost channels recovers faster with them; their
+    statistics are those of the final weights, on training images drawn as for training. Folded, it is what the keyframe
+    holds. Only what the grid generates is trained; what lies before that is computed once for all of them.
 
     Args:
         grid: its keyframes are set, in place.
@@ -131,129 +148,71 @@ def fit_keyframes(
         data: its test part is not touched.
         task: whose loss it is.
         training: of each.
-        fitting: distillation, temperature and views.
+        fitting: distillation, temperature, views, and memory for features.
         steps: of each keyframe but the first.
         checkpoints: folder from which this goes on after an interruption.
         progress: told how far it is.
         device: where to compute.
 
+    Returns:
+        Ratio and course of each training, in their order.
+
     Raises:
         TrainingError: a loss that is not finite, or a checkpoint of another run.
     """
-    twin, groups = _twin(grid, network, prepared, orders)
-    learned = _learned(grid, twin, prepared)
-    teacher = Teacher(network.model)
-    for ratio, count in zip(grid.keyframes[1:], steps, strict=True):
-        widths = grid.widths_at(ratio)
-        twin = resize(twin, groups, widths)
-        groups = relocate(groups, widths)
-        finetuned(
-            twin, network, data, task, training, count,
+    base, groups = _twin(grid, network, prepared, orders)
+    learned = _learned(grid, base, prepared)
+    teacher, fronts = Teacher(network.model), Memory(fitting.cache_mb * 2**20)
+    made = {1.0: base}
+    courses: list[tuple[float, TrainResult]] = []
+
+    def anew(model: nn.Module) -> None:
+        recalibrated(
+            model, data, network.preprocess, augment=training.augment, seed=training.seed, device=device,
+            norms=learned.norms,
+        )  # fmt: skip
+
+    for ratio, count in sorted(zip(grid.keyframes[1:], steps, strict=True), key=lambda p: p[0] in grid.inbetweens):
+        above = min(r for r in made if r > ratio)
+        if ratio in grid.inbetweens:
+            below = max(r for r in made if r < ratio)
+            model = _mean(grid, groups, made, above, below, ratio)
+            anew(model)
+        else:
+            model = resize(made[above], relocate(groups, grid.widths_at(above)), grid.widths_at(ratio))
+        parts = split(model.eval(), prepared.example, learned.parameters)
+        prefix = "" if parts is None else "whole."
+        course = finetuned(
+            model if parts is None else parts, network, data, task, training, count,
             distillation=fitting.distillation, temperature=fitting.temperature, views=fitting.views, teacher=teacher,
-            parameters=learned, checkpoint_dir=None if checkpoints is None else checkpoints / f"keyframe-{ratio:g}",
+            parameters={prefix + name for name in learned.parameters}, fronts=fronts,
+            checkpoint_dir=None if checkpoints is None else checkpoints / f"keyframe-{ratio:g}",
             progress=named(progress, f"keyframe {ratio:g}"), device=device,
         )  # fmt: skip
-        twin.eval()
-        plain = fold_batch_norms(twin, prepared.example) if prepared.folded else twin
+        anew(model)
+        made[ratio] = model.eval()
+        courses.append((ratio, course))
+    for ratio in grid.keyframes[1:]:
+        model = made[ratio]
+        plain = fold_batch_norms(model, prepared.example) if prepared.folded else model
         grid.learn(ratio, plain.state_dict())
-
-
-def probe_images(data: Splits, shape: Sequence[int], seed: int) -> Tensor:
-    """Training images for `repair`, in [0, 1]: at most 2048, and about half a million places in all."""
-    count = max(16, min(2048, _PLACES // max(1, math.prod(shape[1:])), len(data.train)))
-    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
-    return data.train.images(order[:count].sort().values)
+    return tuple(courses)
 
 
 @torch.no_grad()
-def repair(morphable: Morphable, grid: Grid, images: Tensor) -> None:
-    """Set the factors of a grid's repaired layers, in place; it has none yet. Some widths between each two keyframes.
-
-    There the mean and deviation of a layer's outputs, channel by channel, become the means of those that the two
-    keyframes' networks have (Jordan et al., "REPAIR", ICLR 2023, section 3), from the first layer to the last.
-
-    Args:
-        morphable: what is read.
-        grid: its generator.
-        images: training images, preprocessed, in one batch.
-    """
-    ends = {r: _outputs(morphable.module(grid.widths_at(r)), grid.repaired, images) for r in grid.keyframes}
-    for place, ratio in enumerate(grid.between):
-        high, low = next((h, k) for h, k in pairwise(grid.keyframes) if k < ratio < h)
-        share = math.log(ratio / low) / math.log(high / low)  # of the wider network
-        wanted = {
-            layer: (_mixed(ends[high][layer][0], narrow[0], share), _mixed(ends[high][layer][1], narrow[1], share))
-            for layer in grid.repaired_at(place)
-            if (narrow := ends[low].get(layer)) is not None
-        }
-        if not wanted:
-            continue
-        plain = morphable.module(grid.widths_at(ratio))
-        for layer, (factor, shift) in _corrections(plain, wanted, images).items():
-            grid.set_repair(place, layer, factor, shift)
-
-
-def _mixed(wide: Tensor, narrow: Tensor, share: float) -> Tensor:
-    """The mean of both on the channels of the narrower, and the wider's beyond them."""
-    found = wide.clone()
-    found[: len(narrow)] = share * wide[: len(narrow)] + (1 - share) * narrow
+def _mean(
+    grid: Grid, groups: Sequence[WidthGroup], made: Mapping[float, nn.Module], high: float, low: float, ratio: float
+) -> nn.Module:
+    """A network between two: the first channels of the wider, moved towards the narrower where that has them."""
+    at = relocate(groups, grid.widths_at(high))
+    found = resize(made[high], at, grid.widths_at(ratio))
+    shared, narrow = resize(made[high], at, grid.widths_at(low)).state_dict(), made[low].state_dict()
+    share = math.log(high / ratio) / math.log(high / low)
+    for name, value in found.state_dict().items():
+        if value.is_floating_point():
+            piece = value[tuple(slice(size) for size in narrow[name].shape)]
+            piece += share * (narrow[name] - shared[name])
     return found
-
-
-def _outputs(model: nn.Module, layers: Collection[str], images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean and deviation of each channel of each layer's outputs; of layers that run once."""
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    calls: Counter[str] = Counter()
-
-    def look(layer: str, out: Tensor) -> None:
-        calls[layer] += 1
-        rows = _rows(model.get_submodule(layer), out)
-        found[layer] = rows.mean(0), rows.std(0, correction=0)
-
-    with _hooked(model, {layer: partial(look, layer) for layer in layers}):
-        model(images)
-    return {layer: value for layer, value in found.items() if calls[layer] == 1}
-
-
-def _corrections(
-    model: nn.Module, wanted: Mapping[str, tuple[Tensor, Tensor]], images: Tensor
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Factor and shift of each layer that give its outputs these means and deviations, those before it corrected."""
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def correct(layer: str, out: Tensor) -> Tensor:
-        module: Any = model.get_submodule(layer)
-        rows = _rows(module, out)
-        mean, deviation = rows.mean(0), rows.std(0, correction=0)
-        goal, spread = (value[: len(mean)] for value in wanted[layer])
-        factor = torch.where(deviation > 1e-6 * (1 + mean.abs()), spread / deviation.clamp_min(1e-12), 1.0)
-        factor = factor.clamp(0.1, 10.0)  # a channel that is all but silent would be made of noise
-        found[layer] = factor, (module.bias - mean) * factor + goal - module.bias
-        shape = [1] * out.ndim
-        shape[-1 if isinstance(module, nn.Linear) else 1] = -1
-        return (out - mean.view(shape)) * factor.view(shape) + goal.view(shape)
-
-    with _hooked(model, {layer: partial(correct, layer) for layer in wanted}):
-        model(images)
-    return found
-
-
-def _rows(module: nn.Module, out: Tensor) -> Tensor:
-    """A layer's outputs as rows of its channels."""
-    return out.float().flatten(0, -2) if isinstance(module, nn.Linear) else out.float().transpose(0, 1).flatten(1).T
-
-
-@contextmanager
-def _hooked(model: nn.Module, watching: Mapping[str, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
-    handles = [
-        model.get_submodule(layer).register_forward_hook(lambda module, inputs, out, watch=watch: watch(out))
-        for layer, watch in watching.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _twin(
@@ -271,24 +230,25 @@ def _twin(
     return copy.deepcopy(prepared.model), grid.groups
 
 
-def _learned(grid: Grid, twin: nn.Module, prepared: Prepared) -> set[str]:
-    """Parameters of the twin that end up in what the grid generates, and nowhere else."""
+def _learned(grid: Grid, twin: nn.Module, prepared: Prepared) -> _Learned:
     generated = {slot.name for slot in grid.slots}
-    norms = foldable(twin, prepared.example) if prepared.folded else {}
+    folding = foldable(twin, prepared.example) if prepared.folded else {}
     names = dict(twin.named_parameters())
     learned: set[str] = set()
+    norms: set[str] = set()
     for name, module in twin.named_modules():
         own = {f"{name}.{part}" if name else part for part, _ in module.named_parameters(recurse=False)} & set(names)
-        if name in norms.values():
+        if name in folding.values():
             continue
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            wanted = own | {f"{name}.running_mean", f"{name}.running_var"}
-        elif name in norms:
-            wanted = {f"{name}.weight", f"{name}.bias"}
-            own |= {f"{norms[name]}.{part}" for part in ("weight", "bias")} & set(names)
+            wanted, norm = own | {f"{name}.running_mean", f"{name}.running_var"}, name
+        elif name in folding:
+            wanted, norm = {f"{name}.weight", f"{name}.bias"}, folding[name]
+            own |= {f"{norm}.{part}" for part in ("weight", "bias")} & set(names)
         else:
             learned |= own & generated
             continue
         if wanted <= generated:
             learned |= own
-    return learned
+            norms.add(norm)
+    return _Learned(frozenset(learned), frozenset(norms))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from netsmith.errors import MorphError
 from netsmith.morph.generator import Generator, Noise
 from netsmith.morph.grid import Grid
 from netsmith.morph.space import MorphSpace
+from netsmith.morph.split import halves
 
 
 class Morphable(nn.Module):
@@ -40,7 +40,8 @@ class Morphable(nn.Module):
         self.coarsely = False
         self._statistics = {name for name, _ in base.named_buffers()}
         # not registered: they share the modules of `base`
-        self._split: tuple[nn.Module, nn.Module] | None = self._cut(chain) if chain is not None else None
+        names = {s.name for s in generator.slots}
+        self._split: tuple[nn.Module, nn.Module] | None = None if chain is None else halves(self.base, chain, names)
 
     def train(self, mode: bool = True) -> Morphable:
         """The base network stays in evaluation mode; only the generator is trained."""
@@ -115,26 +116,6 @@ class Morphable(nn.Module):
                 assert state[name].shape == value.shape, f"{name}: {tuple(state[name].shape)}, {tuple(value.shape)}"
                 state[name].copy_(value)
         return plain.requires_grad_(True).eval()
-
-    def _cut(self, chain: Chain) -> tuple[nn.Module, nn.Module] | None:
-        """Split the base before the first unit that holds a generated tensor; None where that does not hold."""
-        generated = {s.name for s in self.generator.slots}
-        front = untouched_front(self.base, chain, generated)
-        if not front:
-            return None
-        start = len(front) - 1  # of the units; the stem is no unit
-        front, rest = chain.front(start), chain.rest(start)
-        return (front.eval(), rest.eval()) if generated <= set(rest.state_dict()) else None
-
-
-def untouched_front(model: nn.Module, chain: Chain, names: Collection[str]) -> tuple[nn.Module, ...]:
-    """Stem and units of a dissected network before the first that holds a parameter of these names; perhaps none."""
-    wanted = {id(p) for name, p in model.named_parameters() if name in names}
-
-    def free(piece: nn.Module) -> bool:
-        return not any(id(p) in wanted for p in piece.parameters())
-
-    return tuple(takewhile(free, (chain.stem, *(unit.module for unit in chain.units))))
 
 
 def check_split(morphable: Morphable, x: Tensor) -> None:

@@ -23,18 +23,19 @@ from netsmith.core.images import ImageSet
 from netsmith.core.network import Network
 from netsmith.core.profile import measure_latency
 from netsmith.core.tasks import Task, make_task
-from netsmith.errors import DissectionError
+from netsmith.errors import DissectionError, MorphError
 from netsmith.morph.coordinates import along
 from netsmith.morph.fit import FitSettings, fit
-from netsmith.morph.generator import make_generator
+from netsmith.morph.generator import Generator, make_generator
 from netsmith.morph.grid import Grid
 from netsmith.morph.inr import INR
-from netsmith.morph.keyframes import divide, fit_keyframes, own_tensors, probe_images, repair, repairable
+from netsmith.morph.keyframes import Apart, divide, fit_keyframes, own_tensors
 from netsmith.morph.live import MorphableModel
 from netsmith.morph.morphable import Morphable, check_split
 from netsmith.morph.ordering import Order, Ordered, order_channels
 from netsmith.morph.preparing import Prepared, prepare
-from netsmith.morph.recalibrating import is_base, recalibrated
+from netsmith.morph.recalibrating import augmented, has_statistics, is_base, recalibrated
+from netsmith.morph.repairing import probe_images, repair, repairable
 from netsmith.morph.space import MorphSpace, Range, morph_space
 
 Norms = Literal["fold", "keep"]
@@ -62,7 +63,8 @@ class Morphed:
     """What came out, and all that led to it.
 
     `model` serves networks of any width; `base` has the base network's metrics by split, `floor` those of the network
-    without what is generated, `points` one entry a ratio.
+    without what is generated, `points` one entry a ratio; `keyframes` the trainings of a grid's, in their order, and
+    `training` what came after them, or all there was.
     """
 
     model: MorphableModel
@@ -77,6 +79,7 @@ class Morphed:
     seconds: dict[str, float]
     data: Splits
     seed: int
+    keyframes: tuple[tuple[float, TrainResult], ...] = ()
 
     @property
     def space(self) -> MorphSpace:
@@ -100,14 +103,16 @@ class Stopwatch:
 
 def default_keyframes(space: MorphSpace) -> dict[str, Any]:
     """For a grid: keyframes at every eighth down to a quarter, at halves below, and at the low end; the coarse set has
-    3/4 of that.
+    3/4 of that. Odd eighths are in between the others.
 
     The low end is that of the group that goes lowest: a group of three heads ends at a third where others end at a
     quarter, and a quarter is within the range all the same.
     """
     low = min(space.low[g.name] / g.width for g in space.groups)
     ratios = [*(k / 8 for k in range(7, 1, -1)), *(2.0**-k for k in range(3, 20))]
-    return {"keyframes": [1.0, *(r for r in ratios if r > low * 1.2), min(low, 0.999)], "coarse": 0.75 * low}
+    inner = [r for r in ratios if r > low * 1.2]
+    odd = [r for r in inner if r in (7 / 8, 5 / 8, 3 / 8)]
+    return {"keyframes": [1.0, *inner, min(low, 0.999)], "inbetweens": odd, "coarse": 0.75 * low}
 
 
 def make_morphable(
@@ -189,19 +194,18 @@ def make_morphable(
     check_split(morphable, prepared.example)
     judge = Judge(task, network, data, device, progress)
     floor = judge.both(lambda part: judge.floor(morphable, part))
+    fitting = fitting or FitSettings.model_validate({})
+    apart = None if training is None else _apart(made, len(data.train), training, fitting)
     if ready is not None:
         ready(space)
-    result, fitting = None, fitting or FitSettings.model_validate({})
-    if training is not None and isinstance(made, Grid):
-        apart = divide(made, len(data.train), training, fitting.apart)
-        if apart.steps:
-            fitting = fitting.model_copy(update={"draws": ("coarse",)})
-            with watch.step("keyframes"):
-                fit_keyframes(
-                    made, network, prepared, ordered.orders, data, task, training, fitting, apart.steps,
-                    checkpoints=checkpoints, progress=progress, device=device,
-                )  # fmt: skip
-        training = apart.together
+    result, courses = None, ()
+    if apart is not None and isinstance(made, Grid):
+        with watch.step("keyframes"):
+            courses = fit_keyframes(
+                made, network, prepared, ordered.orders, data, task, apart.each, fitting, apart.steps,
+                checkpoints=checkpoints, progress=progress, device=device,
+            )  # fmt: skip
+        fitting, training = fitting.model_copy(update={"draws": ("coarse",)}), apart.together
     if training is not None:
         with watch.step("fit"):
             result = fit(
@@ -217,7 +221,9 @@ def make_morphable(
     with watch.step("evaluation"):
         base = judge.both(lambda part: judge.of(network.model, part))
         points = tuple(judge.at(model, ratio, latency, seed) for ratio in ratios)
-    return Morphed(model, network, task, prepared, ordered, base, floor, points, result, watch.seconds, data, seed)
+    return Morphed(
+        model, network, task, prepared, ordered, base, floor, points, result, watch.seconds, data, seed, courses
+    )  # fmt: skip
 
 
 def _chain(prepared: Prepared) -> Chain | None:
@@ -234,6 +240,19 @@ def _order(order: Order, generator: str) -> Order:
     return "smooth" if generator == INR.kind else "importance"
 
 
+def _apart(generator: Generator, images: int, training: TrainSettings, fitting: FitSettings) -> Apart | None:
+    """How the training of a grid is divided; None where its keyframes are not trained apart, and of other kinds."""
+    found = divide(generator, images, training, fitting.apart) if isinstance(generator, Grid) else None
+    if found is None or not found.steps:
+        return None
+    if fitting.draws is not None and not fitting.coarse_alone:
+        raise MorphError(
+            f"fitting.draws ({', '.join(fitting.draws[:8])}) would not be drawn: the keyframes of a grid are trained "
+            f"one by one, and what is left fits its coarse set. Leave draws out, or set fitting.apart: 0 to draw widths"
+        )
+    return found
+
+
 def _settings(
     generator: str, settings: Mapping[str, Any] | None, prepared: Prepared, space: MorphSpace, chain: Chain | None
 ) -> dict[str, Any]:
@@ -242,7 +261,10 @@ def _settings(
         return given
     own = own_tensors(prepared.model, space.groups, chain)
     layers = repairable(prepared.model, space.groups, given.get("own", own))
-    return {**default_keyframes(space), "own": own, "repaired": layers, **given}
+    default = default_keyframes(space)
+    if "keyframes" in given:
+        default["inbetweens"] = []
+    return {**default, "own": own, "repaired": layers, **given}
 
 
 class Judge:
@@ -252,6 +274,7 @@ class Judge:
         self, task: Task, network: Network, data: Splits, device: str, progress: Progress | None = None
     ) -> None:
         self.task, self.network, self.data, self.device, self.progress = task, network, data, device, progress
+        self._augment: bool | None = None  # not known yet
 
     def of(self, model: torch.nn.Module, images: ImageSet) -> dict[str, float]:
         """Metrics of a network on a set."""
@@ -267,13 +290,20 @@ class Judge:
         """A plain network at a ratio, measured; `seed` draws the images by which batch norms are recalibrated."""
         widths = model.widths_for(ratio)
         plain = model.morphable.module(widths)
-        anew = not is_base(model.morphable, widths) and recalibrated(
-            plain, self.data, self.network.preprocess, seed=seed, device=self.device
-        )
+        anew = not is_base(model.morphable, widths) and self.recalibrated(plain, seed)
         params, macs = model.sizes(widths)
         took = measure_latency(plain, torch.zeros(1, *model.input_shape)) if latency else None
         metrics = self.both(lambda part: self.of(plain, part))
         return WidthResult(ratio, widths, params, macs, model.morphable.space.fitted(widths), metrics, took, anew)
+
+    def recalibrated(self, plain: torch.nn.Module, seed: int) -> bool:
+        """Give a network of some width statistics of its own, where it has batch norms (`recalibrated`)."""
+        if not has_statistics(plain, self.network.preprocess.input_size):
+            return False
+        common: dict[str, Any] = {"seed": seed, "device": self.device}
+        if self._augment is None:
+            self._augment = augmented(self.network.model, self.data, self.network.preprocess, **common)
+        return recalibrated(plain, self.data, self.network.preprocess, augment=self._augment, **common)
 
     def floor(self, morphable: Morphable, images: ImageSet) -> dict[str, float]:
         """Metrics without what is generated: at full width, with nothing read from the channels that vary."""

@@ -31,7 +31,7 @@ from netsmith.morph.morphable import Morphable, check_split
 from netsmith.morph.ordering import order_channels
 from netsmith.morph.pipeline import Judge, Morphed
 from netsmith.morph.pruning import Importance, pruned
-from netsmith.morph.recalibrating import has_statistics, recalibrated
+from netsmith.morph.recalibrating import has_statistics
 
 __all__ = ["RIVALS", "Rival", "finetuned", "fresh", "lesson", "optimizer_steps", "pruned", "rivals"]
 
@@ -45,7 +45,7 @@ RIVALS: dict[str, str] = {
 }
 """What rivals are called in results, by what is asked for."""
 
-_VERSION = "rivals 1"  # raise it when what is measured changes, so that nothing older is taken from a cache
+_VERSION = "rivals 2"  # raise it when what is measured changes, so that nothing older is taken from a cache
 
 
 def rivals(
@@ -193,6 +193,7 @@ class Bench:
         self.cache = None if cache is None else Cache(cache)
         self.device, self.progress = device, progress
         self.teacher = Teacher(result.network.model)
+        self.judge = Judge(result.task, result.network, result.data, device)
         network, space = result.network, result.space
         self._common = digest(
             _VERSION, network.model.state_dict(), repr(network.model), network.preprocess.to_json(), result.task.name,
@@ -262,7 +263,7 @@ class Bench:
         """The rival with one set of weights, at each ratio of the result."""
         ordered = self.result.ordered
         shape = self.result.network.preprocess.input_size
-        anew = ("recalibrated",) if has_statistics(self.result.prepared.model, shape) else ()
+        anew = ("recalibrated as trained",) if has_statistics(self.result.prepared.model, shape) else ()
         key = self._key("nested", self.training, steps, self.fitting, ordered.order, ordered.orders, *anew)
         points = [{"ratio": p.ratio, **self._read(key, p.ratio, steps)} for p in self.result.points]
         seconds = [p.pop("seconds") for p in points]
@@ -278,7 +279,7 @@ class Bench:
             self._fitted = self._fit(key, steps)
         morphable, cost = self._fitted
         model = morphable.module(widths)
-        recalibrated(model, self.result.data, self.result.network.preprocess, seed=self.result.seed, device=self.device)
+        self.judge.recalibrated(model, self.result.seed)
         point = self._point(model, model) | cost
         self._store(at, {}, point)
         return point
@@ -323,8 +324,7 @@ class Bench:
     def _point(self, model: nn.Module, counted: nn.Module) -> dict[str, Any]:
         """A trained network, measured: validation, and test for the first and only time."""
         result = self.result
-        judge = Judge(result.task, result.network, result.data, self.device)
-        metrics = judge.both(lambda part: judge.of(model, part))
+        metrics = self.judge.both(lambda part: self.judge.of(model, part))
         return {
             "params": count_params(counted),
             "macs": count_macs(counted, result.network.preprocess.input_size),

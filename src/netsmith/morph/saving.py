@@ -244,25 +244,31 @@ def details_of(
 
 
 def _history(result: Morphed) -> dict[str, Any] | None:
-    if result.training is None:
+    """How fitting went: the keyframes' epochs one after another, the metric under their ratio, then those of the rest.
+
+    After keyframes these are of the coarse set, whose metric is the mean over the ratios at which it is judged.
+    """
+    primary, mark = result.task.primary, f"{result.task.primary}@"
+    rows: list[dict[str, Any]] = []
+
+    def add(entry: Mapping[str, Any], metric: dict[str, Any]) -> None:
+        number = len(rows) + 1
+        rows.append({"epoch": number, "step": number, "loss": entry["loss"], "lr": entry["lr"], "metric": metric})
+
+    for ratio, course in result.keyframes:
+        for entry in course.history:
+            add(entry, {f"{ratio:g}": entry[primary]})
+    apart, last = len(rows), result.training
+    for entry in last.history if last is not None else ():
+        each = {k.removeprefix(mark): v for k, v in entry.items() if k.startswith(mark)}
+        add(entry, {"coarse set": entry[primary]} if apart else each)
+    if not rows:
         return None
-    mark = f"{result.task.primary}@"
-    rows = [
-        {
-            "epoch": h["epoch"],
-            "step": h["epoch"],
-            "loss": h["loss"],
-            "lr": h["lr"],
-            "metric": {k.removeprefix(mark): v for k, v in h.items() if k.startswith(mark)},
-        }
-        for h in result.training.history
-    ]
-    return {
-        "epochs": len(rows),
-        "best_epoch": result.training.best_epoch,
-        "seconds": result.training.seconds,
-        "history": rows,
-    }
+    seconds = [course.seconds for _, course in result.keyframes] + ([] if last is None else [last.seconds])
+    found: dict[str, Any] = {"epochs": len(rows), "seconds": sum(seconds), "history": rows}
+    if apart:
+        return {**found, "keyframes": len(result.keyframes), "keyframe_epochs": apart}
+    return {**found, "best_epoch": None if last is None else last.best_epoch}
 
 
 def licence_lines(licence: str | None, commercial: bool | None) -> list[str]:

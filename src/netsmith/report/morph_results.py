@@ -145,12 +145,14 @@ class StepRecord(Partial):
 
 
 class FitRecord(Partial):
-    """The training of the generator."""
+    """The training of the generator; `keyframe_epochs` of its epochs are those of `keyframes`, one after another."""
 
     steps: Number = None
     epochs: Number = None
     best_epoch: Number = None
     seconds: Number = None
+    keyframes: Number = None
+    keyframe_epochs: Number = None
     history: tuple[StepRecord, ...] = ()
 
     @property
