@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from netsmith.cli.main import main
 from netsmith.core.data import open_data
@@ -94,6 +95,31 @@ def test_of_a_morphable_network_at_a_size(runs, capsys, ratio):
 def test_of_a_sampled_network(runs, capsys):
     card = said(runs / "any" / "artifact", r"\| 0\.5 \| \S+ \| \S+ \| ([\d.]+) \|")
     assert evaluated(runs / "half", capsys) == pytest.approx(100 * card, abs=NEAR)
+
+
+def test_data_that_was_split_by_a_seed_is_split_so_again(tmp_path, capsys):
+    """Split otherwise, the test part would hold images that were trained on."""
+    digits, folder = open_data("digits"), tmp_path / "images"
+    for i, (image, label) in enumerate(zip(digits.train.images(range(400)), digits.train.labels[:400], strict=True)):
+        place = folder / f"class{int(label)}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((255 * image[0]).byte().numpy()).resize((16, 16)).save(place / f"{i}.png")
+    source = f"folder:{folder}"
+    section = f"data: {{source: '{source}', seed: 3, size: 8, validation_fraction: 0.2}}\n"
+    network = "network: {source: netsmith:plain_cnn, name: own, options: {widths: [8, 8], depth: 2}}\n"
+    (tmp_path / "own.yaml").write_text(network + section + f"training: {TRAINING}\nseed: 2\n")
+    assert main(["train", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "own"), "--device", "cpu"]) == 0
+    artifact = tmp_path / "own" / "artifact"
+    for split in ("validation", "test"):
+        capsys.readouterr()
+        assert main(["evaluate", str(artifact), "--data", source, "--split", split, "--json", "--device", "cpu"]) == 0
+        out, said_so = capsys.readouterr()
+        assert "seed 3, size 8, validation_fraction 0.2" in " ".join(said_so.split())
+        assert "in another way" not in said_so
+        found = 100 * json.loads(out)["metrics"]["accuracy"]
+        assert found == pytest.approx(100 * said(artifact, rf"accuracy_{split}: ([\d.]+)"), abs=NEAR)
+    assert main(["evaluate", str(artifact), "--data", source, "--seed", "0", "--device", "cpu"]) == 0
+    assert "is split in another way" in " ".join(capsys.readouterr().err.split())
 
 
 # --- what was used ----------------------------------------------------------------------------------------------------

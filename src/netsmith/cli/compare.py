@@ -64,26 +64,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, session: Session) -> int:
     """Load, represent, compare, print and write."""
-    from netsmith.core.data import open_data, probe_set
+    from netsmith.core.data import probe_set
     from netsmith.reassembly.representation import represent
     from netsmith.reassembly.similarity import metric_names, similarity
 
     from .folder import check_folder, open_folder
-    from .networks import device_of, load_chain, recalibrate_sized
+    from .networks import device_of, load_chain, open_for, recalibrate_sized
 
     if arguments.metric not in metric_names():
         raise UsageError(f"unknown metric '{arguments.metric}'. {did_you_mean(arguments.metric, metric_names())}")
     if arguments.out is not None:
         check_folder(arguments.out, arguments.overwrite)
     seed, device = arguments.seed or 0, device_of(arguments.device)
-    splits = open_data(arguments.data, seed=seed)
-    images, _ = probe_set(splits, arguments.images, seed=seed)
+    data = open_for([arguments.first, arguments.second], arguments.data, session, seed=arguments.seed)
+    images, _ = probe_set(data.splits, arguments.images, seed=seed)
     chains, reps, networks = [], [], []
     with session.console.progress() as bars:
         for source in (arguments.first, arguments.second):
             other = chains[0].name if chains else None
             network, chain = load_chain(source, arguments, example_shape=tuple(images.shape[1:]), not_named=other)
-            recalibrate_sized(source, network, splits, session, seed=seed)
+            recalibrate_sized(source, network, data.splits, session, seed=data.seed)
             networks.append(network)
             chains.append(chain)
             step = bars.step(f"representing {chain.name}")

@@ -20,8 +20,10 @@ from .session import Session
 if TYPE_CHECKING:
     import torch
 
-    from netsmith.core.data import ImageSet, Splits
+    from netsmith.core.data import ImageSet
     from netsmith.core.zoo import Network
+
+    from .networks import Opened
 
 TASKS = ("classification", "segmentation", "generation")
 SUMMARY = "accuracy, params, MACs and latency of a network"
@@ -62,12 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, session: Session) -> int:
     """Load, measure, print."""
-    from netsmith.core.data import open_data
+    from .networks import open_for
 
     ratios = sweep_of(arguments.source, arguments.ratios)
-    splits = open_data(arguments.data, seed=arguments.seed or 0, size=arguments.size)
+    data = open_for([arguments.source], arguments.data, session, seed=arguments.seed, size=arguments.size)
     sources = [arguments.source] if ratios is None else [f"{arguments.source}@{ratio:g}" for ratio in ratios]
-    measured = [_measured(source, splits, arguments, session) for source in sources]
+    measured = [_measured(source, data, arguments, session) for source in sources]
     (name, facts), of_sizes = measured[0], [found for _, found in measured]
     facts = {
         "kind": "evaluation",
@@ -113,16 +115,14 @@ def sweep_of(source: str, asked: list[float] | None) -> list[float] | None:
     return sorted(asked or known or {1.0}, reverse=True)
 
 
-def _measured(
-    source: str, splits: Splits, arguments: argparse.Namespace, session: Session
-) -> tuple[str, dict[str, Any]]:
+def _measured(source: str, data: Opened, arguments: argparse.Namespace, session: Session) -> tuple[str, dict[str, Any]]:
     """A network's name and what `measure` says of it."""
     from .networks import device_of, load_network, recalibrate_sized
 
-    images = splits.test if arguments.split == "test" else splits.validation
+    images = data.splits.test if arguments.split == "test" else data.splits.validation
     network = load_network(source, arguments, example_shape=images.shape)
     network.task = arguments.task or network.task
-    recalibrate_sized(source, network, splits, session, seed=arguments.seed or 0)
+    recalibrate_sized(source, network, data.splits, session, seed=data.seed)
     with session.console.progress() as bars:
         found = measure(
             network, images, batch=arguments.batch, device=device_of(arguments.device), step=bars.step("evaluating")

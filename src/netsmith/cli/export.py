@@ -77,9 +77,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
 
 def _load(arguments: argparse.Namespace, session: Session) -> Network:
     """The network, with statistics of its own where it is one size of a morphable one and --data is given."""
-    from netsmith.core.data import open_data
-
-    from .networks import load_network, recalibrate_sized, resized_norms
+    from .networks import load_network, open_for, recalibrate_sized, resized_norms
 
     if arguments.data is None:
         network = load_network(arguments.source, arguments)
@@ -89,10 +87,9 @@ def _load(arguments: argparse.Namespace, session: Session) -> Network:
                 "--data SOURCE to estimate them on its training images"
             )
         return network
-    seed = arguments.seed or 0
-    splits = open_data(arguments.data, seed=seed, size=arguments.data_size)
-    network = load_network(arguments.source, arguments, example_shape=splits.shape)
-    if not recalibrate_sized(arguments.source, network, splits, session, seed=seed):
+    data = open_for([arguments.source], arguments.data, session, seed=arguments.seed, size=arguments.data_size)
+    network = load_network(arguments.source, arguments, example_shape=data.splits.shape)
+    if not recalibrate_sized(arguments.source, network, data.splits, session, seed=data.seed):
         session.console.note("--data is not needed: this network has no batch norms of another width")
     return network
 

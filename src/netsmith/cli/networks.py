@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
-from netsmith.core.artifact import read_manifest
+from netsmith import limits
+from netsmith.core.artifact import is_artifact, read_manifest
 from netsmith.core.data import Splits
 from netsmith.core.graph import Chain, dissect
 from netsmith.core.sources import parse_source
@@ -45,6 +49,52 @@ def artifact_folder(text: str) -> Path:
     if source.detail is not None:
         raise SourceError(f"'{text}': here an artifact of all sizes is meant. Name it without '@{source.detail}'.")
     return Path(source.name)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Data, and the seed of what is drawn from it."""
+
+    splits: Splits
+    seed: int
+
+
+def open_for(
+    sources: Sequence[str], data: str, session: Session, *, seed: int | None = None, size: int | None = None
+) -> Opened:
+    """The data of --data, split as it was where the first artifact among the sources was made of it.
+
+    A test part that is split off by another seed would hold images that the artifact was trained on. What is given,
+    `seed` and `size` of the images, goes before what the artifact says. Raises DataError.
+    """
+    from netsmith.config import DataSection
+    from netsmith.core.data import open_data
+
+    for source in sources:
+        parsed = parse_source(source)
+        if parsed.scheme != "artifact" or not is_artifact(parsed.name):
+            continue
+        manifest = read_manifest(parsed.name)
+        told = manifest.get("config", {}).get("data")
+        kept = {k: told[k] for k in ("seed", "size", "validation_fraction") if k in told} if type(told) is dict else {}
+        try:
+            section = DataSection.model_validate({"source": "digits", **kept})
+        except ValidationError:
+            continue  # it was made by hand
+        own = manifest.get("seed")
+        drawn = own if type(own) is int and 0 <= own <= limits.INTEGER else 0
+        split = {"seed": section.seed if seed is None else seed, "validation_fraction": section.validation_fraction}
+        splits = open_data(data, size=size or section.size, **split)
+        if kept and (section.seed, section.validation_fraction, section.size) != (0, 0.1, None):
+            session.console.note(f"{data} is read as for {source}: " + ", ".join(f"{k} {v}" for k, v in kept.items()))
+        name, made_of = kept and told.get("source"), manifest.get("hashes", {}).get("data")
+        if name == data and isinstance(made_of, str) and made_of != splits.fingerprint:
+            session.console.note(
+                f"{data} is not what {source} was made of, or is split in another way: its test part may hold images "
+                "that were trained on"
+            )
+        return Opened(splits, drawn if seed is None else seed)
+    return Opened(open_data(data, seed=seed or 0, size=size), seed or 0)
 
 
 def resized_norms(source: str, network: Network) -> bool:

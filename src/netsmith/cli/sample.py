@@ -153,9 +153,10 @@ def recalibrate(
 ) -> str | None:
     """Give the network's batch norms, where it has any, statistics of its own; says of which images, None for none."""
     from netsmith.core.artifact import read_manifest
-    from netsmith.core.data import open_data
     from netsmith.core.network import Preprocess
     from netsmith.morph.recalibrating import augmented, has_statistics, is_base, recalibrated
+
+    from .networks import open_for
 
     if is_base(model.morphable, widths):
         return None
@@ -169,16 +170,16 @@ def recalibrate(
             "SOURCE to estimate them on its training images"
         )
         return None
-    splits = open_data(arguments.data, seed=arguments.seed or 0, size=arguments.data_size)
+    data = open_for([str(folder)], arguments.data, session, seed=arguments.seed, size=arguments.data_size)
+    splits = data.splits
     if splits.shape[0] != model.input_shape[0]:
         raise DataError(
             f"the network takes images of {model.input_shape[0]} channels, and those of '{arguments.data}' have "
             f"{splits.shape[0]}: give the data that it was trained on"
         )
     preprocess = Preprocess.from_json(read_manifest(folder)["preprocess"])
-    seed = arguments.seed or 0
-    shifted = augmented(model.morphable.base, splits, preprocess, seed=seed)
-    recalibrated(network, splits, preprocess, augment=shifted, seed=seed)
+    shifted = augmented(model.morphable.base, splits, preprocess, seed=data.seed)
+    recalibrated(network, splits, preprocess, augment=shifted, seed=data.seed)
     text = f"estimated on training images of {arguments.data}"
     session.console.result(f"batch norms: statistics {text}")
     return text

@@ -36,6 +36,8 @@ _KEPT = (
     "licence",
     "commercial",
     "hashes",
+    "config",
+    "seed",
 )
 
 
