@@ -190,7 +190,7 @@ class Grid(Generator):
     def settle(self) -> None:
         """See `Generator.settle`."""
         for name, parameter in self.named_parameters():
-            parameter.copy_(from_bytes(*in_bytes(parameter)) if _in_bytes(name, parameter) else parameter.half())
+            parameter.copy_(_rounded(name, parameter))
 
     def widths_at(self, ratio: float) -> dict[str, int]:
         """The widths of all groups at a ratio, as its keyframe has them."""
@@ -282,12 +282,16 @@ class Grid(Generator):
 
     @torch.no_grad()
     def learn(self, ratio: float, tensors: Mapping[str, Tensor]) -> None:
-        """Make these the tensors of a keyframe: its delta becomes what they add to the keyframes above it."""
+        """Make these the tensors of a keyframe: its delta becomes what they add to the keyframes above it.
+
+        It is rounded as it will be saved, and what the next one below adds makes up for that: from high to low.
+        """
         widths = self.widths_at(ratio)
         delta = self.deltas[self.keyframes.index(ratio) - 1]
         for s in self.slots:
             now: Tensor = delta.get_parameter(key(s.name))
             now.copy_(now + tensors[s.name].to(now) - self._tensor(s, widths))
+            now.copy_(_rounded(f"deltas.{s.name}", now))
 
     def _smooth(self, slot: Slot, widths: Mapping[str, int], noise: Noise | None) -> Tensor:
         small = self.widths_at(self.coarse or 1.0)
@@ -305,6 +309,11 @@ class Grid(Generator):
 def _in_bytes(name: str, value: Tensor) -> bool:
     """Whether a tensor is kept in 8 bits; vectors are small."""
     return name.startswith(("deltas.", "smooth.")) and value.ndim > 1
+
+
+def _rounded(name: str, value: Tensor) -> Tensor:
+    """A parameter as it comes back when it was saved."""
+    return from_bytes(*in_bytes(value)) if _in_bytes(name, value) else value.half()
 
 
 def in_bytes(value: Float[Tensor, "*shape"]) -> tuple[Int8[Tensor, "*shape"], Float32[Tensor, " rows"]]:
