@@ -164,7 +164,7 @@ def test_keyframes_and_the_coarse_set_are_told_apart(tmp_path, morphed):
     history = [{"epoch": i, "loss": 1 / i, "metric": {key: 0.8}} for i, key in enumerate(keys, start=1)]
     details["fit"] = {"epochs": 4, "seconds": 60, "history": history, "keyframes": 2, "keyframe_epochs": 3}
     text = page_of(tmp_path, (summary, details)).text
-    assert "3 of 2 keyframes, each trained by itself, and then 1 of the coarse set." in text
+    assert "3 for 2 keyframes, each trained by itself, and then 1 for the coarse set." in text
     assert "0.75× wide 0.5× wide coarse set" in text
 
 

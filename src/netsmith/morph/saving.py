@@ -210,7 +210,7 @@ def details_of(
                 for g in space.groups
             ],
             "refused": [asdict(r) for r in result.prepared.groups.refused],
-            "fitted": list(space.ratios),
+            "fitted": list(_fitted(result)),
         },
         smooth={
             "order": ordered.order,
@@ -241,6 +241,13 @@ def details_of(
         versions=library_versions(),
         hashes=hashes_of(result, config),
     )
+
+
+def _fitted(result: Morphed) -> tuple[float, float]:
+    """The fitted range as ratios; a group of few channels is at its end at ratios beyond it, too."""
+    low, high = result.space.ratios
+    inside = [p.ratio for p in result.points if p.fitted]
+    return min([low, *inside]), max([high, *inside])
 
 
 def _history(result: Morphed) -> dict[str, Any] | None:
@@ -281,7 +288,7 @@ def licence_lines(licence: str | None, commercial: bool | None) -> list[str]:
 
 def _card(result: Morphed) -> str:
     primary, space = result.task.primary, result.space
-    low, high = space.ratios
+    low, high = _fitted(result)
     rows = [
         f"| {p.ratio:g} | {format_count(p.params)} | {format_count(p.macs)} | {p.metrics['test'][primary]:.4f} | "
         f"{'yes' if p.fitted else 'no'} |"

@@ -148,7 +148,7 @@ def _facts(results: MorphResults) -> list[tuple[str, str]]:
 def _fit_facts(results: MorphResults) -> str:
     """``40 epochs in 3 min 05 s, the best of them number 38.``, as far as it is known.
 
-    Of keyframes: ``20 epochs in 39 min: 18 of 6 keyframes, each trained by itself, and then 2 of the coarse set.``
+    Of keyframes: ``20 epochs in 39 min: 18 for 6 keyframes, each trained by itself, and then 2 for the coarse set.``
     """
     fit = results.details.fit
     counts = ((fit.epochs, "epoch"), (fit.steps, "step"))
@@ -160,10 +160,10 @@ def _fit_facts(results: MorphResults) -> str:
         text += f"{', ' if text else ''}the best of them number {formats.exact(fit.best_epoch)}"
     if fit.keyframes is not None and fit.keyframe_epochs is not None:
         one = fit.keyframes == 1
-        text += f"{': ' if text else ''}{formats.exact(fit.keyframe_epochs)} of {formats.exact(fit.keyframes)} "
+        text += f"{': ' if text else ''}{formats.exact(fit.keyframe_epochs)} for {formats.exact(fit.keyframes)} "
         text += "keyframe" if one else "keyframes, each trained by itself"
         left = (fit.epochs or fit.keyframe_epochs) - fit.keyframe_epochs
-        text += f", and then {formats.exact(left)} of the coarse set" if left else ""
+        text += f", and then {formats.exact(left)} for the coarse set" if left else ""
     return f"{text}." if text else ""
 
 
