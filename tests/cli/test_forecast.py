@@ -56,7 +56,7 @@ def test_a_plan_of_a_morphing_is_estimated_too(tmp_path, capsys):
     (tmp_path / "m.yaml").write_text(f"network: {PLAIN}\ndata: digits\npretrained: false\ntraining: {{epochs: 3}}\n")
     assert main(["morph", str(tmp_path / "m.yaml"), "--plan"]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"time: about \d+ s \(ordering \d+ s, fitting \d+ s, measuring \d+ s\)", text)
+    assert re.search(r"time: about \d+ s \(ordering \d+ s, fitting \d+ s, repair \d+ s, measuring \d+ s\)", text)
 
 
 def test_a_plan_does_not_run_the_users_code(tmp_path, capsys):

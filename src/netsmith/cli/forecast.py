@@ -23,6 +23,7 @@ _CUTS = 16  # of a network, as a rule: between 8 (ResNet-18) and 24 (large trans
 _OVERHEAD = 0.5  # seconds for building and fitting one candidate, images apart
 _FITTED_PASSES = 4  # of the stitching images through a candidate: adapters one after another, the head, a check
 _REPAIRED, _REPAIR_IMAGES = 25, 2048  # networks whose statistics a grid measures, on so many images
+_CHECKPOINTS = 14  # of the keyframes, together: copies of the network (weights, their average, momentum, the best)
 _BEGINS = "estimate"
 
 
@@ -74,17 +75,19 @@ def forecast_morph(config: MorphConfig, device: str, progress: Progress | None =
         grid = config.generator.kind == "grid"
         apart = config.fitting.apart if grid else 0.0  # of the epochs, in which a step is one keyframe's
         step = (apart + (1 - apart) * config.fitting.per_step) * train * mean / rate.training
-        if grid:
-            seconds["repair"] = _REPAIRED * min(_REPAIR_IMAGES, train) * mean * network.macs / rate.forward
         judged = 3 * validation * mean / rate.forward
         taught = min(config.fitting.views, tune.epochs) * train / tune.epochs / rate.forward
         seconds["fitting"] = tune.epochs * (step + judged + taught) * network.macs
+        if grid:
+            seconds["repair"] = _REPAIRED * min(_REPAIR_IMAGES, train) * mean * network.macs / rate.forward
     measures = sum(min(r, 1.0) for r in config.ratios) + 2
     seconds["measuring"] = measures * (validation + test) * network.macs / rate.forward
     batch = 0 if tune is None else tune.batch_size * config.fitting.per_step
     kept = config.fitting.cache_mb * 2**20 if tune is not None else 0
     memory = 4 * network.params * 8 + batch * network.macs * rate.saved_per_mac + kept
     disk = 4 * network.params * 2 * 4
+    if tune is not None and config.generator.kind == "grid":
+        disk += 4 * network.params * _CHECKPOINTS
     return _lines(rate, seconds, memory, disk, False)
 
 
