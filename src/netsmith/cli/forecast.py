@@ -69,10 +69,10 @@ def forecast_morph(config: MorphConfig, device: str, progress: Progress | None =
         return [_unknown(rate, config.data.source)]
     train, validation, test = counts
     network, tune = sketches[0], config.training
+    grid = tune is not None and config.generator.kind == "grid"
     mean = _mean_macs(config)
     seconds = {"ordering": 2 * min(config.order.images, train) * network.macs / rate.forward}
     if tune is not None:
-        grid = config.generator.kind == "grid"
         apart = config.fitting.apart if grid else 0.0  # of the epochs, in which a step is one keyframe's
         step = (apart + (1 - apart) * config.fitting.per_step) * train * mean / rate.training
         judged = 3 * validation * mean / rate.forward
@@ -86,7 +86,7 @@ def forecast_morph(config: MorphConfig, device: str, progress: Progress | None =
     kept = config.fitting.cache_mb * 2**20 if tune is not None else 0
     memory = 4 * network.params * 8 + batch * network.macs * rate.saved_per_mac + kept
     disk = 4 * network.params * 2 * 4
-    if tune is not None and config.generator.kind == "grid":
+    if grid:
         disk += 4 * network.params * _CHECKPOINTS
     return _lines(rate, seconds, memory, disk, False)
 

@@ -83,10 +83,16 @@ def open_for(
             continue  # it was made by hand
         own = manifest.get("seed")
         drawn = own if type(own) is int and 0 <= own <= limits.INTEGER else 0
-        split = {"seed": section.seed if seed is None else seed, "validation_fraction": section.validation_fraction}
-        splits = open_data(data, size=size or section.size, **split)
-        if kept and (section.seed, section.validation_fraction, section.size) != (0, 0.1, None):
-            session.console.note(f"{data} is read as for {source}: " + ", ".join(f"{k} {v}" for k, v in kept.items()))
+        given = {"seed": seed, "size": size}
+        taken = {k: v for k, v in kept.items() if v is not None and given.get(k) is None}  # from the artifact
+        splits = open_data(
+            data,
+            seed=section.seed if seed is None else seed,
+            validation_fraction=section.validation_fraction,
+            size=size or section.size,
+        )
+        if taken and (section.seed, section.validation_fraction, section.size) != (0, 0.1, None):
+            session.console.note(f"{data} is read as for {source}: " + ", ".join(f"{k} {v}" for k, v in taken.items()))
         name, made_of = kept and told.get("source"), manifest.get("hashes", {}).get("data")
         if name == data and isinstance(made_of, str) and made_of != splits.fingerprint:
             session.console.note(
@@ -114,14 +120,13 @@ def recalibrate_sized(source: str, network: Network, splits: Splits, session: Se
 
     As `netsmith morph` does before it measures a width; says so. Whether there were any.
     """
-    from netsmith.morph.recalibrating import augmented, recalibrated
+    from netsmith.morph.recalibrating import recalibrated_like
     from netsmith.morph.saving import load_morphed
 
     if not resized_norms(source, network):
         return False
     base = load_morphed(Path(parse_source(source).name)).morphable.base
-    shifted = augmented(base, splits, network.preprocess, seed=seed)
-    recalibrated(network.model, splits, network.preprocess, augment=shifted, seed=seed)
+    recalibrated_like(base, network.model, splits, network.preprocess, seed=seed)
     session.console.note(f"{source}: statistics of batch norms estimated anew on training images of {splits.name}")
     return True
 

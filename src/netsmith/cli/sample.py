@@ -154,7 +154,7 @@ def recalibrate(
     """Give the network's batch norms, where it has any, statistics of its own; says of which images, None for none."""
     from netsmith.core.artifact import read_manifest
     from netsmith.core.network import Preprocess
-    from netsmith.morph.recalibrating import augmented, has_statistics, is_base, recalibrated
+    from netsmith.morph.recalibrating import has_statistics, is_base, recalibrated_like
 
     from .networks import open_for
 
@@ -178,8 +178,7 @@ def recalibrate(
             f"{splits.shape[0]}: give the data that it was trained on"
         )
     preprocess = Preprocess.from_json(read_manifest(folder)["preprocess"])
-    shifted = augmented(model.morphable.base, splits, preprocess, seed=data.seed)
-    recalibrated(network, splits, preprocess, augment=shifted, seed=data.seed)
+    recalibrated_like(model.morphable.base, network, splits, preprocess, seed=data.seed)
     text = f"estimated on training images of {arguments.data}"
     session.console.result(f"batch norms: statistics {text}")
     return text

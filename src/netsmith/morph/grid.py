@@ -242,7 +242,7 @@ class Grid(Generator):
         for (high, above), (low, below) in pairwise(self._repairs[layer]):
             if not low <= ratio <= high:
                 continue
-            way = _way(high, low, ratio)
+            way = way_down(high, low, ratio)
             factor, shift = (torch.zeros_like(found[bias.name]) for _ in range(2))
             for place, share in ((above, 1 - way), (below, way)):
                 if place is not None and share:
@@ -354,7 +354,7 @@ def _components(found: Sequence[Slot]) -> tuple[frozenset[str], ...]:
     return tuple(parts)
 
 
-def _way(high: float, low: float, ratio: float) -> float:
+def way_down(high: float, low: float, ratio: float) -> float:
     """How far a ratio is on its way down from `high` to `low`, in the logarithm, 0 to 1; where both are one, a step."""
     if ratio >= high:
         return 0.0
@@ -368,5 +368,5 @@ def shares(ratio: float, keyframes: Sequence[float]) -> tuple[tuple[float, float
     and stays. It learns by as much, less what the next keyframe adds: so all learning is shared by the two keyframes
     that a ratio lies between, and below its next neighbour a keyframe is read and not moved.
     """
-    rises = [_way(high, low, ratio) for high, low in pairwise(keyframes)]
+    rises = [way_down(high, low, ratio) for high, low in pairwise(keyframes)]
     return tuple((rise, rise - next_one) for rise, next_one in zip(rises, [*rises[1:], 0.0], strict=True))

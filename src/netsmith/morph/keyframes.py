@@ -21,7 +21,7 @@ from netsmith.core.settings import TrainSettings
 from netsmith.core.tasks import Task
 from netsmith.morph.finetuning import Teacher, finetuned, named, optimizer_steps
 from netsmith.morph.fit import FitSettings
-from netsmith.morph.grid import Grid
+from netsmith.morph.grid import Grid, way_down
 from netsmith.morph.memory import Memory
 from netsmith.morph.preparing import Prepared
 from netsmith.morph.recalibrating import recalibrated
@@ -211,7 +211,7 @@ def _mean(
     at = relocate(groups, grid.widths_at(high))
     found = resize(made[high], at, grid.widths_at(ratio))
     shared, narrow = resize(made[high], at, grid.widths_at(low)).state_dict(), made[low].state_dict()
-    share = math.log(high / ratio) / math.log(high / low)
+    share = way_down(high, low, ratio)
     for name, value in found.state_dict().items():
         if value.is_floating_point():
             piece = value[tuple(slice(size) for size in narrow[name].shape)]

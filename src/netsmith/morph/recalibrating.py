@@ -112,6 +112,13 @@ def recalibrated(
         model.to(own)
 
 
+def recalibrated_like(
+    base: nn.Module, model: nn.Module, data: Splits, preprocess: Preprocessing, *, seed: int = 0
+) -> bool:
+    """`recalibrated`, on images that are `augmented` where the base has seen such."""
+    return recalibrated(model, data, preprocess, augment=augmented(base, data, preprocess, seed=seed), seed=seed)
+
+
 def _batches(
     data: Splits, preprocess: Preprocessing, augment: bool, images: int, seed: int, device: torch.device
 ) -> Iterator[Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from netsmith.core.channels import WidthGroup
 from netsmith.core.data import Splits
-from netsmith.morph.grid import Grid
+from netsmith.morph.grid import Grid, way_down
 from netsmith.morph.morphable import Morphable
 
 _PLACES = 2**19
@@ -62,7 +62,7 @@ def repair(morphable: Morphable, grid: Grid, images: Tensor) -> None:
     ends = {r: _outputs(morphable.module(grid.widths_at(r)), grid.repaired, images) for r in grid.keyframes}
     for place, ratio in enumerate(grid.between):
         high, low = next((h, k) for h, k in pairwise(grid.keyframes) if k < ratio < h)
-        share = math.log(ratio / low) / math.log(high / low)  # of the wider network
+        share = 1 - way_down(high, low, ratio)  # of the wider network
         wanted = {
             layer: (_mixed(ends[high][layer][0], narrow[0], share), _mixed(ends[high][layer][1], narrow[1], share))
             for layer in grid.repaired_at(place)
