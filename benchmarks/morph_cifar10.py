@@ -193,12 +193,18 @@ def rival_lines(rivals: list[dict[str, Any]]) -> list[str]:
         return []
     ratios = [p["ratio"] for p in rivals[0]["points"]]
     names = {"l1": "Torch-Pruning L1", "taylor": "Torch-Pruning Taylor", "alone": "trained alone"}
-    out = ["| space | a network for each size | steps each | " + " | ".join(f"{r:g}" for r in ratios) + " |"]
-    out.append("|---" * (3 + len(ratios)) + "|")
+    out = ["| space | a network for each size | seeds | steps each | " + " | ".join(f"{r:g}" for r in ratios) + " |"]
+    out.append("|---" * (4 + len(ratios)) + "|")
+    alike: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for r in rivals:
-        share = "steps shared" if r["share"] == "total" else "steps for each"
-        cells = " | ".join(f"{100 * p['test']:.2f}" for p in r["points"])
-        out.append(f"| {r['space']} | {names[r['rival']]}, {share} | {r['steps']} | {cells} |")
+        alike.setdefault((r["space"], r["rival"], r["share"]), []).append(r)
+    for (space, rival, share), pieces in alike.items():
+        tests = [[p["test"] for p in piece["points"]] for piece in pieces]
+        cells = [
+            shown(statistics.mean(v), statistics.stdev(v) if len(v) > 1 else None) for v in zip(*tests, strict=True)
+        ]
+        about = [space, f"{names[rival]}, {'steps shared' if share == 'total' else 'steps for each'}"]
+        out.append("| " + " | ".join([*about, str(len(pieces)), str(pieces[0]["steps"]), *cells]) + " |")
     return out
 
 

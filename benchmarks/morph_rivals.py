@@ -3,9 +3,10 @@
     python benchmarks/morph_rivals.py --data parquet:PATH --base netsmith:cifar_resnet20#FILE --work DIR
         --only all-l1-total all-taylor-total all-l1-each last_block-l1-total ...
 
-A piece is `SPACE-RIVAL-SHARE`: with `total` the steps of one fit in `morph_cifar10.py` are shared among the sizes, with
-`each` every size gets as many. Loss, optimizer and order of images are those of the fits there. Each is written to the
-work folder when it is done, and goes on where it was interrupted; `morph_cifar10.py` puts them into its table.
+A piece is `SPACE-RIVAL-SHARE` or `SPACE-RIVAL-SHARE-SEED` (0 without): with `total` the steps of one fit in
+`morph_cifar10.py` are shared among the sizes, with `each` every size gets as many. Loss, optimizer and order of images
+are those of the fits there. Each is written to the work folder when it is done, and goes on where it was interrupted;
+`morph_cifar10.py` puts them into its table.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ SIZES = (0.75, 0.5, 0.25)
 
 
 def run(name: str, arguments: argparse.Namespace) -> None:
-    space_name, rival, share = name.split("-")
-    space = SPACES[space_name]
-    training, fitting = TrainSettings(**space["training"]), FitSettings(**space["fitting"])
+    space_name, rival, share, *rest = name.split("-")
+    space, seed = SPACES[space_name], int(rest[0]) if rest else 0
+    training, fitting = TrainSettings(**space["training"], seed=seed), FitSettings(**space["fitting"])
     data = open_data(arguments.data)
     network = load_source(arguments.base, name="resnet20")
     steps = optimizer_steps(len(data.train), training) * training.epochs
-    result = make_morphable(network, data, blocks=space_name, widths=space["widths"], ratios=(1.0,))
+    result = make_morphable(network, data, blocks=space_name, widths=space["widths"], ratios=(1.0,), seed=seed)
     last, began = [0.0], time.perf_counter()
 
     def told(what: str, done: float, total: float | None, note: str = "") -> None:
@@ -49,7 +50,7 @@ def run(name: str, arguments: argparse.Namespace) -> None:
     bench = Bench(result, training, fitting, training, 2048, arguments.work / "rivals", "cpu", told)
     row = bench.sized(rival, share, SIZES, steps // len(SIZES) if share == "total" else steps)
     points = [{"ratio": p["ratio"], "params": p["params"], "macs": p["macs"], **p["accuracy"]} for p in row["points"]]
-    piece: dict[str, Any] = {"space": space_name, "rival": rival, "share": share, "steps": row["steps"]}
+    piece: dict[str, Any] = {"space": space_name, "rival": rival, "share": share, "seed": seed, "steps": row["steps"]}
     piece |= {"seconds": row["seconds"], "points": points, "threads": torch.get_num_threads(), **describe()}
     (arguments.work / f"{name}.rival.json").write_text(json.dumps(piece, indent=1) + "\n")
     print(name, {p["ratio"]: round(100 * p["test"], 2) for p in points}, flush=True)

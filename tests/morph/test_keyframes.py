@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from netsmith.morph.fit import FitSettings
 from netsmith.morph.grid import Grid
 from netsmith.morph.keyframes import _mean, divide, own_tensors
 from netsmith.morph.pipeline import make_morphable
-from netsmith.morph.preparing import prepare
+from netsmith.morph.preparing import prepare, with_norms
 from netsmith.morph.repairing import probe_images, repair, repairable
 from netsmith.morph.saving import details_of
 
@@ -78,6 +79,23 @@ def test_what_runs_before_the_first_group_is_nobodys_own(result):
     assert "linear.bias" in own
     assert not any(name.startswith("conv1.") for name in own)
     assert result.model.morphable.splits
+
+
+def test_groups_are_found_again_in_the_network_with_its_norms(network):
+    prepared = prepare(network)
+    groups = prepared.groups.inner
+    found = with_norms(network, prepared, groups)
+    assert found is not None
+    model, same = found
+    assert [(g.name, g.width) for g in same] == [(g.name, g.width) for g in groups]
+    tensors = model.state_dict()
+    assert all(torch.equal(value, tensors[name]) for name, value in network.model.state_dict().items())
+    normed = {a.tensor for g in same for a in g.axes} - {a.tensor for g in groups for a in g.axes}
+    assert "layer1.0.bn1.weight" in normed
+    resize(model, same, {groups[0].name: 4})(prepared.example)
+    strange = [replace(groups[0], name="elsewhere"), replace(groups[0], width=groups[0].width + 1)]
+    assert all(with_norms(network, prepared, [group]) is None for group in strange)
+    assert with_norms(network, prepare(network, fold=False), groups) is None
 
 
 def small_grid(**settings) -> Grid:

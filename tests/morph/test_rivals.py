@@ -369,7 +369,7 @@ def test_a_second_comparison_computes_nothing(morphed, finished, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("this was computed before")
 
-    for name in ("finetuned", "fit", "pruned", "fresh", "width_groups", "evaluate"):
+    for name in ("finetuned", "fit", "pruned", "fresh", "with_norms", "evaluate"):
         monkeypatch.setattr(pipeline if name == "evaluate" else module, name, forbidden)
     assert compare(morphed, cache=folder) == found
     assert not any((folder / "checkpoints").iterdir())

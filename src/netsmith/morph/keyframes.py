@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from netsmith.core.channels import WidthGroup, permute, relocate, resize, width_groups
+from netsmith.core.channels import WidthGroup, permute, relocate, resize
 from netsmith.core.data import Splits
 from netsmith.core.engine import Progress, TrainResult
 from netsmith.core.folding import fold_batch_norms, foldable
@@ -23,7 +23,7 @@ from netsmith.morph.finetuning import Teacher, finetuned, named, optimizer_steps
 from netsmith.morph.fit import FitSettings
 from netsmith.morph.grid import Grid, way_down
 from netsmith.morph.memory import Memory
-from netsmith.morph.preparing import Prepared
+from netsmith.morph.preparing import Prepared, with_norms
 from netsmith.morph.recalibrating import recalibrated
 from netsmith.morph.split import split, untouched_front
 
@@ -164,7 +164,7 @@ def fit_keyframes(
     Raises:
         TrainingError: a loss that is not finite, or a checkpoint of another run.
     """
-    base, groups = _twin(grid, network, prepared, orders)
+    base, groups = _start(grid, network, prepared, orders)
     learned = _learned(grid, base, prepared)
     teacher, fronts = Teacher(network.model), Memory(fitting.cache_mb * 2**20)
     made = {1.0: base}
@@ -219,19 +219,16 @@ def _mean(
     return found
 
 
-def _twin(
+def _start(
     grid: Grid, network: Network, prepared: Prepared, orders: Mapping[str, Sequence[int]]
 ) -> tuple[nn.Module, Sequence[WidthGroup]]:
     """The base in the grid's order of channels, with its batch norms; without them where its groups are then others."""
-    if prepared.folded:
-        model = copy.deepcopy(network.model).eval()
-        found = {g.name: g for g in width_groups(model, prepared.example)}
-        if all(g.name in found and found[g.name].width == g.width for g in grid.groups):
-            groups = tuple(found[g.name] for g in grid.groups)
-            for group in groups:
-                permute(model, group, orders[group.name])
-            return model, groups
-    return copy.deepcopy(prepared.model), grid.groups
+    found = with_norms(network, prepared, grid.groups)
+    if found is None:
+        return copy.deepcopy(prepared.model), grid.groups
+    for group in found[1]:
+        permute(found[0], group, orders[group.name])
+    return found
 
 
 def _learned(grid: Grid, twin: nn.Module, prepared: Prepared) -> _Learned:

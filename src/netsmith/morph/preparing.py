@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from netsmith.core.channels import WidthGroups, width_groups
+from netsmith.core.channels import WidthGroup, WidthGroups, width_groups
 from netsmith.core.folding import fold_batch_norms
 from netsmith.core.network import Network
 
@@ -34,3 +35,19 @@ def prepare(network: Network, *, fold: bool = True) -> Prepared:
     model = fold_batch_norms(network.model, example) if fold else copy.deepcopy(network.model)
     groups = width_groups(model, example, name=network.name)
     return Prepared(model.eval(), groups, fold, example)
+
+
+def with_norms(
+    network: Network, prepared: Prepared, groups: Sequence[WidthGroup]
+) -> tuple[nn.Module, tuple[WidthGroup, ...]] | None:
+    """A copy of the base, in its own order of channels, with the batch norms that were folded, and these groups in it.
+
+    None where none were folded, or where it has no groups of these names and widths.
+    """
+    if not prepared.folded:
+        return None
+    model = copy.deepcopy(network.model).eval()
+    found = {group.name: group for group in width_groups(model, prepared.example)}
+    if any(g.name not in found or found[g.name].width != g.width for g in groups):
+        return None
+    return model, tuple(found[g.name] for g in groups)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from netsmith.core import processes
 from netsmith.core.cache import Cache, CacheEntry, digest
-from netsmith.core.channels import WidthGroup, resize, set_widths, width_groups
+from netsmith.core.channels import WidthGroup, resize, set_widths
 from netsmith.core.data import Splits
 from netsmith.core.engine import Progress, TrainResult
 from netsmith.core.folding import fold_batch_norms
@@ -30,6 +30,7 @@ from netsmith.morph.generator import make_generator
 from netsmith.morph.morphable import Morphable, check_split
 from netsmith.morph.ordering import order_channels
 from netsmith.morph.pipeline import Judge, Morphed
+from netsmith.morph.preparing import with_norms
 from netsmith.morph.pruning import Importance, pruned
 from netsmith.morph.recalibrating import has_statistics
 
@@ -200,7 +201,7 @@ class Bench:
             result.data.fingerprint, space.groups, dict(space.low), dict(space.high), result.prepared.folded,
             result.seed, images,
         )  # fmt: skip
-        self._own: tuple[WidthGroup, ...] | None = None
+        self._own: tuple[nn.Module, tuple[WidthGroup, ...]] | None = None
         self._fitted: tuple[Morphable, dict[str, Any]] | None = None
 
     # --- one network a size -------------------------------------------------------------------------------------------
@@ -241,20 +242,22 @@ class Bench:
     def _start(self, kind: str, widths: Mapping[str, int]) -> nn.Module:
         result = self.result
         if kind == "alone":
-            return fresh(result.network.model, self._own_groups(), widths, seed=result.seed)
+            return fresh(*self._plain(), widths, seed=result.seed)
         by: Importance = "taylor" if kind == "taylor" else "l1"
         return pruned(
             result.network, result.space, widths,
             by=by, data=result.data, task=result.task, seed=result.seed, images=self.images,
         )  # fmt: skip
 
-    def _own_groups(self) -> tuple[WidthGroup, ...]:
-        """The space's groups in the network with its batch norms."""
-        if not self.result.prepared.folded:
-            return self.result.space.groups
+    def _plain(self) -> tuple[nn.Module, tuple[WidthGroup, ...]]:
+        """The base with its batch norms, where the groups can then be told, and the space's groups in it."""
+        result = self.result
         if self._own is None:
-            found = width_groups(self.result.network.model, self.result.prepared.example)
-            self._own = tuple(found[name] for name in self.result.space.names)
+            found = with_norms(result.network, result.prepared, result.space.groups)
+            if found is None:
+                found = copy.deepcopy(result.prepared.model), tuple(result.space.groups)
+                set_widths(*found, {})  # as they are, not as they were last read
+            self._own = found
         return self._own
 
     # --- one set of weights for all sizes -----------------------------------------------------------------------------
