@@ -123,3 +123,18 @@ def test_why_answers_cannot_be_compared(changes, why):
     for name, value in changes.items():
         setattr(second, name, value)
     assert compare_answers(first, second, torch.zeros(2, 1, 8, 8), torch.device("cpu"), print) == why
+
+
+def test_a_morphable_network_without_a_size_is_the_one_at_full_width(folder, tmp_path, capsys):
+    """Its norms get statistics in both cases, or in none: with weights of its own it is not the base network."""
+    text = (folder / "morph.yaml").read_text().replace("base/artifact", str(folder / "base/artifact"))
+    (tmp_path / "kept.yaml").write_text(f"{text}norms: keep\ngenerator: nested\n")
+    assert main(["morph", str(tmp_path / "kept.yaml"), "--out", str(tmp_path / "kept"), "--quiet"]) == 0
+    artifact = tmp_path / "kept/artifact"
+    facts = compared(artifact, f"{artifact}@1.0", tmp_path / "out", "--data", "digits")
+    assert facts["outputs"]["kl"] == {"first_second": 0.0, "second_first": 0.0}
+    capsys.readouterr()
+    wanted = json.loads((tmp_path / "kept/summary.json").read_text())["widths"]
+    assert main(["evaluate", str(artifact), "--data", "digits", "--json", "--device", "cpu"]) == 0
+    found = json.loads(capsys.readouterr().out)["widths"]
+    assert [w["accuracy"] for w in found] == pytest.approx([w["accuracy"] for w in wanted], abs=1e-4)

@@ -5,12 +5,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from morph_networks import morphable, tiny
+from torch import nn
 
 from netsmith.core.channels import entries, relocate
+from netsmith.core.network import load_source
 from netsmith.errors import MorphError
 from netsmith.morph.generator import Nested, Noise, make_generator
 from netsmith.morph.grid import Grid, from_bytes, in_bytes, shares
-from netsmith.morph.morphable import check_split
+from netsmith.morph.keyframes import own_tensors
+from netsmith.morph.morphable import Morphable, check_split
+from netsmith.morph.pipeline import default_keyframes
+from netsmith.morph.preparing import prepare
+from netsmith.morph.space import morph_space
 
 KINDS = {"nested": (Nested, {}), "grid": (Grid, {"keyframes": (1.0, 0.5, 0.25), "coarse": 0.125})}
 
@@ -177,6 +183,86 @@ def test_a_grid_learns_the_tensors_of_a_keyframe():
     assert all(torch.equal(full[name], made.base.state_dict()[name]) for name in full)
 
 
+def few_channels(widths: list[int]):
+    """A network of so few channels that several keyframes have the same width of some of them."""
+    network = load_source(
+        "netsmith:plain_cnn", input_size=(1, 8, 8), num_classes=10, options={"widths": widths, "depth": 2}
+    )
+    prepared = prepare(network)
+    return prepared, morph_space(prepared.groups, "all", (0.25, 1.0))
+
+
+def learned(grid: Grid) -> dict[float, dict[str, torch.Tensor]]:
+    """A grid's keyframes after each has learned a network of its own: what they should be."""
+    torch.manual_seed(0)
+    wanted = {}
+    for ratio in grid.keyframes[1:]:
+        shapes = grid(grid.widths_at(ratio))
+        wanted[ratio] = {name: torch.randn(value.shape) for name, value in shapes.items()}
+        grid.learn(ratio, wanted[ratio])
+    return wanted
+
+
+@pytest.mark.parametrize("widths", [[3, 12], [4, 2], [10, 20], [1, 7], [10, 32], [16, 5]])
+def test_every_keyframe_is_read_as_it_was_learned_however_few_channels_there_are(widths):
+    prepared, space = few_channels(widths)
+    tensors, own = prepared.model.state_dict(), own_tensors(prepared.model, space.groups, None)
+    grid = Grid(tensors, space.groups, **default_keyframes(space), own=own)
+    assert grid.widths_at(grid.keyframes[-1]) == space.low
+    for ratio, wanted in learned(grid).items():
+        found = grid(grid.widths_at(ratio))
+        for name, value in wanted.items():
+            torch.testing.assert_close(found[name], value, atol=0.05, rtol=0.02, msg=f"{name} at {ratio}")
+    plain = grid(space.full)
+    assert all(torch.equal(plain[name], tensors[name]) for name in plain)
+
+
+def test_a_range_in_channels_ends_at_these_channels():
+    prepared, _ = few_channels([8, 32])
+    space = morph_space(prepared.groups, "all", (8, 32))
+    grid = Grid(prepared.model.state_dict(), space.groups, **default_keyframes(space))
+    assert set(grid.widths_at(0.25).values()) == {8}
+    assert [set(grid.widths_at(r).values()) for r in grid.keyframes[:2]] == [{8, 32}, {8, 28}]
+    for ratio, wanted in learned(grid).items():
+        found = grid(grid.widths_at(ratio))
+        assert all(torch.allclose(found[name], v, atol=0.05, rtol=0.02) for name, v in wanted.items()), ratio
+    assert space.range_text == "8 to 32 channels"
+    assert space.ratios == (1.0, 1.0)
+    assert space.hull == (0.25, 4.0)
+    assert set(space.clamped(0.3).values()) == {8, 10}
+
+
+def test_ranges_that_no_ratio_is_in_are_told_as_they_are():
+    prepared, _ = few_channels([8, 32])
+    space = morph_space(prepared.groups, "all", (6, 12))
+    assert space.range_text == "6 to 12 channels"
+    assert space.ratios == (6 / 32, 1.5)
+    assert morph_space(prepared.groups, "all", (0.25, 1.0)).range_text == "ratios 0.25 to 1"
+
+
+def test_numbers_that_16_bits_do_not_hold_are_kept_whole():
+    """Statistics of a first norm behind raw pixels have variances in the millions."""
+    made = morphable(Grid)
+    network = tiny()
+    prepared = prepare(network, fold=False)
+    groups = tuple(prepared.groups.inner)
+    norm = next(m for m in prepared.model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    norm.running_var.mul_(2e6)
+    norm.running_mean.mul_(1e-9)
+    grid = Grid(prepared.model.state_dict(), groups, keyframes=(1.0, 0.5))
+    narrow = grid(grid.widths_at(0.5))
+    changed = {name: value * 3 for name, value in narrow.items()}
+    grid.learn(0.5, changed)
+    grid.settle()
+    again = Grid(prepared.model.state_dict(), groups, keyframes=(1.0, 0.5))
+    again.restore(grid.saved())
+    for name, value in again(again.widths_at(0.5)).items():
+        assert value.isfinite().all(), name
+        if "running" in name:
+            torch.testing.assert_close(value, changed[name])
+    assert {v.dtype for v in made.generator.saved().values()} == {torch.int8, torch.float16, torch.float32}
+
+
 def test_tensors_of_the_keyframes_own_follow_their_layer_or_the_whole_network():
     made = morphable(Grid, keyframes=(1.0, 0.5), coarse=None)
     touched = {s.name for s in made.generator.slots}
@@ -240,6 +326,14 @@ def test_mistakes_are_named():
         make_generator("grid", tensors, groups, {"keyframes": (0.5, 1.0)})
     with pytest.raises(MorphError, match="coarse must be above 0"):
         make_generator("grid", tensors, groups, {"coarse": 2.0})
+    with pytest.raises(MorphError, match="at most 64 keyframes, not 70"):
+        make_generator("grid", tensors, groups, {"keyframes": tuple(1 - k / 100 for k in range(70))})
+    with pytest.raises(MorphError, match=r"the keyframe 0.99 has the widths of the one above it"):
+        make_generator("grid", tensors, groups, {"keyframes": (1.0, 0.99, 0.5)})
+    with pytest.raises(MorphError, match=r"lowest names the group 'features.0.1', which is not there. Did you mean"):
+        make_generator("grid", tensors, groups, {"lowest": {"features.0.1": 2}})
+    with pytest.raises(MorphError, match=r"lowest is a width of at least 1, not 0, of 'features.0.0'"):
+        make_generator("grid", tensors, groups, {"lowest": {"features.0.0": 0}})
     with pytest.raises(MorphError, match="nothing to generate"):
         make_generator("grid", {}, groups)
 
@@ -247,3 +341,38 @@ def test_mistakes_are_named():
 def test_the_split_network_is_the_whole_one():
     made = morphable(Nested)
     check_split(made, torch.randn(2, 1, 8, 8))
+
+
+class _Twice(nn.Module):
+    """A block that runs twice under two names, and a layer whose weights are another layer's."""
+
+    def __init__(self, *, tied: bool) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 3, padding=1)
+        block = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 1))
+        other = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 1))
+        if tied:
+            other[0].weight, other[2].weight = block[0].weight, block[2].weight
+        self.body = nn.Sequential(block, other if tied else block)
+        self.head = nn.Linear(6, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images to classes."""
+        return self.head(self.body(self.stem(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@torch.no_grad()
+def test_a_run_at_other_widths_leaves_shared_weights_as_they_were(tied):
+    torch.manual_seed(0)
+    prepared = prepare(load_source(_Twice(tied=tied), name="twice", input_size=(1, 8, 8), num_classes=10), fold=False)
+    space = morph_space(prepared.groups, "all", (0.25, 1.0), streams=True)
+    made = Morphable(prepared.model, space, Nested(prepared.model.state_dict(), space.groups))
+    before = {name: value.clone() for name, value in made.base.state_dict().items()}
+    x = torch.randn(2, 1, 8, 8)
+    with made.at_widths(space.low):
+        found = made(x)
+    after = made.base.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    torch.testing.assert_close(found, made.module(space.low)(x))
+    torch.testing.assert_close(made(x), prepared.model(x))

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from morph_networks import morphable, space_of, tiny
 
 import netsmith
+from netsmith.core.artifact import read_manifest
 from netsmith.core.channels import WidthGroup
 from netsmith.core.data import open_data
 from netsmith.core.network import load_source
@@ -18,7 +20,7 @@ from netsmith.morph.live import MorphableModel
 from netsmith.morph.pipeline import Morphed, default_keyframes, make_morphable
 from netsmith.morph.sample import Sampling, sample_tensors
 from netsmith.morph.sampled import load_sampled, save_sampled
-from netsmith.morph.saving import artifact_bytes, load_morphed, write_results
+from netsmith.morph.saving import artifact_bytes, load_morphed, save_morphed, write_results
 from netsmith.morph.space import MorphSpace
 
 X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -102,7 +104,7 @@ def test_budgets_give_the_widest_network_within(result):
 
 
 def test_widths_outside_the_range_warn(result):
-    with pytest.warns(UserWarning, match="outside the fitted range 0.25 to 1"):
+    with pytest.warns(UserWarning, match=r"outside the fitted range \(ratios 0.25 to 1\)"):
         result.model.at(0.125)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -165,5 +167,53 @@ def test_default_keyframes_end_at_the_group_that_goes_lowest():
     groups = tuple(WidthGroup(f"g{n}", n, "inner", (), ()) for n in (3, 12))
     space = MorphSpace("all", groups, {"g3": 1, "g12": 3}, {"g3": 3, "g12": 12})
     odd = [0.875, 0.625, 0.375]
-    found = default_keyframes(space)
-    assert found == {"keyframes": [k / 8 for k in range(8, 1, -1)], "inbetweens": odd, "coarse": 0.1875}
+    lowest = {"g3": 1, "g12": 3}
+    keyframes = [k / 8 for k in range(8, 1, -1)]
+    assert default_keyframes(space) == {"keyframes": keyframes, "inbetweens": odd, "coarse": 0.1875, "lowest": lowest}
+
+
+def test_default_keyframes_of_few_channels_are_all_different():
+    group = WidthGroup("g", 4, "inner", (), ())
+    found = default_keyframes(MorphSpace("all", (group,), {"g": 1}, {"g": 4}))
+    assert found["keyframes"] == [1.0, 0.75, 0.625, 0.25]  # widths 4, 3, 2, 1
+    assert found["inbetweens"] == [0.625]
+    wide = default_keyframes(MorphSpace("all", (group,), {"g": 6}, {"g": 8}))
+    assert wide == {"keyframes": [1.0], "coarse": None, "lowest": {"g": 4}}
+
+
+def test_what_is_known_of_the_base_s_images_is_kept(tmp_path):
+    """Without its weights (`nested` has its own) nothing could be told from the base in an artifact."""
+    made = make_morphable(tiny(), open_data("digits"), norms="keep", generator="nested", ratios=(1.0, 0.5))
+    for known in (True, False):
+        folder = save_morphed(replace(made, augmented=known), tmp_path / str(known))
+        assert read_manifest(folder)["augmented"] is known
+    assert made.augmented is not None
+    assert "augmented" not in read_manifest(save_morphed(replace(made, augmented=None), tmp_path / "none"))
+
+
+def test_a_range_above_the_base_is_read_and_not_fitted():
+    data = open_data("digits")
+    found = make_morphable(tiny(), data, widths=(1.5, 2.0), ratios=(1.0, 2.0))
+    assert found.model.morphable.generator.keyframes == (1.0,)
+    assert [p.fitted for p in found.points] == [False, True]
+    assert found.points[0].metrics == found.points[1].metrics  # the base's function, with its channels repeated
+    assert found.model.widths_for(latency_ms=1e9) == found.space.at(2.0)
+    for widths in ((1.5, 2.0), (1.0, 2.0)):
+        with pytest.raises(
+            MorphError, match=r"a grid has nothing to fit on ratios 1.* to 2.*choose generator.kind: nest"
+        ):
+            make_morphable(tiny(), data, widths=widths, training=TrainSettings(epochs=1), ratios=(1.0,))
+
+
+def test_budgets_reach_the_base_in_one_way():
+    found = make_morphable(tiny(), open_data("digits"), widths=(0.25, 0.5), ratios=(1.0,)).model
+    assert found.widths_for(latency_ms=1e9) == found.widths_for(params=found.sizes(found.widths_for(1.0))[0])
+
+
+def test_a_fit_in_channels_is_judged_at_these_channels():
+    training = TrainSettings(epochs=2, batch_size=256, lr=0.02)
+    found = make_morphable(tiny(), open_data("digits"), widths=(6, 12), training=training, ratios=(1.0, 0.5))
+    grid = found.model.morphable.generator
+    assert set(grid.widths_at(grid.keyframes[-1]).values()) == {6}
+    assert found.training is not None
+    assert "accuracy@0.5" in found.training.history[0]

@@ -104,13 +104,17 @@ def open_for(
 
 
 def resized_norms(source: str, network: Network) -> bool:
-    """Whether a source is an artifact at a size (`DIR@0.5`) whose batch norms have the statistics of other widths."""
+    """Whether a source is a morphable artifact whose batch norms, at the size asked for, need statistics of their own.
+
+    Without a size (`DIR`) it is at full width, which only a grid keeps as the base network itself.
+    """
     from netsmith.morph.recalibrating import has_statistics
 
     parsed = parse_source(source)
-    if parsed.scheme != "artifact" or parsed.detail is None:
+    manifest = read_manifest(parsed.name) if parsed.scheme == "artifact" else {}
+    if manifest.get("kind") != "morph":
         return False
-    if float(parsed.detail) == 1.0 and read_manifest(parsed.name)["generator"]["kind"] == "grid":
+    if float(parsed.detail or 1.0) == 1.0 and manifest["generator"]["kind"] == "grid":
         return False  # it is the base network
     return has_statistics(network.model, network.preprocess.input_size)
 
@@ -125,8 +129,9 @@ def recalibrate_sized(source: str, network: Network, splits: Splits, session: Se
 
     if not resized_norms(source, network):
         return False
-    base = load_morphed(Path(parse_source(source).name)).morphable.base
-    recalibrated_like(base, network.model, splits, network.preprocess, seed=seed)
+    folder = Path(parse_source(source).name)
+    base, known = load_morphed(folder).morphable.base, read_manifest(folder).get("augmented")
+    recalibrated_like(base, network.model, splits, network.preprocess, known=known, seed=seed)
     session.console.note(f"{source}: statistics of batch norms estimated anew on training images of {splits.name}")
     return True
 

@@ -177,8 +177,9 @@ def recalibrate(
             f"the network takes images of {model.input_shape[0]} channels, and those of '{arguments.data}' have "
             f"{splits.shape[0]}: give the data that it was trained on"
         )
-    preprocess = Preprocess.from_json(read_manifest(folder)["preprocess"])
-    recalibrated_like(model.morphable.base, network, splits, preprocess, seed=data.seed)
+    manifest = read_manifest(folder)
+    preprocess, known = Preprocess.from_json(manifest["preprocess"]), manifest.get("augmented")
+    recalibrated_like(model.morphable.base, network, splits, preprocess, known=known, seed=data.seed)
     text = f"estimated on training images of {arguments.data}"
     session.console.result(f"batch norms: statistics {text}")
     return text

@@ -9,12 +9,11 @@ from pydantic import Field, model_validator
 from netsmith import limits
 from netsmith.core.channels import Axis, Setting, WidthGroup
 from netsmith.core.manifest_fields import Fields, PreprocessFields, Text
+from netsmith.morph.grid import MOST
 from netsmith.morph.space import MorphSpace
 
 Width = Annotated[int, Field(ge=1, le=limits.WIDTH)]
 Whole = Annotated[int, Field(ge=-limits.INTEGER, le=limits.INTEGER)]
-KEYFRAMES = 64
-"""Keyframes of a grid, each a network of its own size."""
 
 
 class AxisFields(Fields):
@@ -86,11 +85,11 @@ class GeneratorFields(Fields):
     def _as_saved(self) -> GeneratorFields:
         if "warm_start" in self.settings:
             raise ValueError("warm_start is never saved: its result is in the tensors")
-        if self.kind == "grid" and "own" not in self.settings:
+        if self.kind == "grid" and not {"own", "lowest"} <= set(self.settings):
             raise ValueError("it is of a version in which keyframes were read in another way: fit it again")
         keyframes = self.settings.get("keyframes", [])
-        if isinstance(keyframes, list) and len(keyframes) > KEYFRAMES:
-            raise ValueError(f"expected at most {KEYFRAMES} keyframes, got {len(keyframes)}")
+        if isinstance(keyframes, list) and len(keyframes) > MOST:
+            raise ValueError(f"expected at most {MOST} keyframes, got {len(keyframes)}")
         return self
 
 
@@ -99,6 +98,7 @@ class MorphFields(Fields):
 
     base: dict[str, Any]
     folded: bool
+    augmented: bool | None = None
     space: SpaceFields
     generator: GeneratorFields
     preprocess: PreprocessFields

@@ -78,6 +78,8 @@ def default_draws(morphable: Morphable) -> tuple[Draw, ...]:
     if not isinstance(morphable.generator, Grid):
         return ("full", "random", "low", "random")
     below: tuple[Draw, ...] = () if morphable.generator.coarse is None else ("coarse",)
+    if len(morphable.generator.keyframes) == 1:
+        return below or ("random",)
     return ("keyframe", "random", "keyframe", "random", *below)
 
 
@@ -180,7 +182,7 @@ class Fitting:
         means: dict[str, float] = {}
         single: dict[str, float] = {}
         for ratio in self.judged:
-            with model.at_widths(model.space.at(ratio), coarse):
+            with model.at_widths(model.space.clamped(ratio), coarse):
                 found = measured(model)
             for name, value in found.items():
                 means[name] = means.get(name, 0.0) + value / len(self.judged)
@@ -201,7 +203,7 @@ def drawn(model: Morphable, kind: Draw, rng: torch.Generator) -> dict[str, int]:
             raise MorphError(f"'{kind}' (fitting.draws) is drawn for a grid only, not for '{generator.kind}'")
         if kind == "keyframe":
             ratios = generator.keyframes[1:]
-            return space.at(ratios[int(torch.randint(len(ratios), (), generator=rng))])
+            return generator.widths_at(ratios[int(torch.randint(len(ratios), (), generator=rng))])
     if kind == "full":
         return space.full
     if kind == "low":
@@ -254,7 +256,8 @@ def fit(
     """Fit the generator of `morphable` in place; it ends with the weights of the epoch best on validation.
 
     Which epoch is best is judged by the mean of the task's metric over `judged` ratios (by default highest, middle and
-    lowest of the fitted range). A run that was stopped goes on from its checkpoint and ends as if it had not been.
+    lowest of the fitted range; no group leaves its own). A run that was stopped goes on from its checkpoint and ends as
+    if it had not been.
 
     Raises:
         TrainingError: a loss that is not finite (with step and widths), or a checkpoint of another run.
@@ -263,7 +266,7 @@ def fit(
     if training.mixup or training.cutmix:
         raise MorphError("fitting remembers what the base network makes of each image: leave mixup and cutmix 0")
     if judged is None:
-        low, high = morphable.space.ratios
+        low, high = morphable.space.hull
         if settings.coarse_alone:
             high = min(high, 1.5 * low)
         judged = tuple(dict.fromkeys((high, round((low + high) / 2, 4), low)))

@@ -21,6 +21,9 @@ _SCALE = ".scale"
 _REPAIRS = 3
 """Widths between two keyframes at which there are repairs."""
 
+MOST = 64
+"""Keyframes, each a network of its own size."""
+
 _BLUR = 2.0
 """Width of the window, in cells, through which the coarse set is read."""
 
@@ -51,16 +54,19 @@ class Grid(Generator):
         tensors: see `Generator`; channels in order of importance.
         groups: see `Generator`.
         keyframes: ratios, from high to low; the first is 1, the last the low end of the fitted range.
-            A keyframe's weights are of its own size.
+            A keyframe's weights are of its own size. With 1 alone, only the coarse set is fitted, if there is one.
         coarse: cells of the coarse set over the base's width, at most the last keyframe; None for no coarse set.
         own: names of tensors that no group touches and that each keyframe has of its own all the same: biases of what
             reads the groups, norms, the classifier.
         repaired: names of layers whose weight and bias are generated, outputs first, and that have such factors.
+        lowest: the narrowest width of some groups, by name, that a keyframe has, at most the base's; 1 of others. With
+            a range in channel counts a keyframe is narrower by as much as each group may be.
         inbetweens: those keyframes, never the first, the last or two neighbours, that are trained after the others, and
             briefly: each begins as the mean of its neighbours (`netsmith.morph.keyframes.fit_keyframes`).
 
     Raises:
-        MorphError: keyframes that do not fall, a coarse set of no size, or a tensor that is not there.
+        MorphError: keyframes that do not fall, that are too many or alike in every width, a coarse set of no size, or a
+            tensor or group that is not there.
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class Grid(Generator):
         own: Sequence[str] = (),
         repaired: Sequence[str] = (),
         inbetweens: Sequence[float] = (),
+        lowest: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(tensors, groups)
         self._follows: dict[str, tuple[str, ...]] = {
@@ -80,14 +87,23 @@ class Grid(Generator):
         self.own: tuple[str, ...] = tuple(own)
         self.slots = (*self.slots, *(self._owned(name, tensors) for name in self.own))
         ratios = tuple(float(r) for r in keyframes)
-        if len(ratios) < 2 or ratios[0] != 1.0 or any(a <= b for a, b in pairwise(ratios)) or ratios[-1] <= 0:
-            raise MorphError(f"keyframes must fall from 1 to above 0, two at least, such as 1, 0.5, 0.25; not {ratios}")
+        if ratios[:1] != (1.0,) or any(a <= b for a, b in pairwise(ratios)) or ratios[-1] <= 0:
+            raise MorphError(f"keyframes must fall from 1 to above 0, such as 1, 0.5, 0.25; not {ratios}")
         if coarse is not None and not 0 < coarse <= 1:
             raise MorphError(f"coarse must be above 0 and at most 1 (cells over channels), not {coarse}")
+        if len(ratios) > MOST:
+            raise MorphError(f"a grid has at most {MOST} keyframes, not {len(ratios)}")
+        self.lowest: dict[str, int] = _lowest(lowest or {}, self.base)
         self.keyframes: tuple[float, ...] = ratios
+        alike = [low for high, low in pairwise(ratios) if self.widths_at(low) == self.widths_at(high)]
+        if alike:
+            raise MorphError(f"the keyframe {alike[0]:g} has the widths of the one above it: leave one out of {ratios}")
         self.inbetweens: tuple[float, ...] = _inner(tuple(float(r) for r in inbetweens), ratios)
         self.coarse: float | None = coarse
         self.parts = _components([s for s in self.slots if s.axes])
+        self._paces: dict[str, tuple[str, ...]] = {
+            name: names if self._falls(names) else tuple(self.base) for name, names in self._follows.items()
+        }
         self._knots = {s.name: tuple(self.ratio(s, self.widths_at(r)) for r in ratios) for s in self.slots}
         for s in self.slots:
             self.register_buffer("anchor/" + key(s.name), tensors[s.name].detach().clone())
@@ -97,7 +113,7 @@ class Grid(Generator):
         )
         self.smooth = nn.ParameterDict()
         if coarse is not None:
-            small = self.widths_at(coarse)
+            small = self._cells()
             for s in self.slots:
                 start = first(s, tensors[s.name].detach(), self.base, self.base, small)
                 self.smooth[key(s.name)] = nn.Parameter(start.clone())
@@ -144,7 +160,7 @@ class Grid(Generator):
         """Put the cells of the coarse set in a smooth order: what lies between two that are alike is like both."""
         if self.coarse is None:
             return
-        small = self.widths_at(self.coarse)
+        small = self._cells()
         tensors = {s.name: self.smooth.get_parameter(key(s.name)) for s in self.slots}
         for group in relocate(self.groups, small):
             order = torch.tensor(channel_order(entries(tensors, group)).order)
@@ -157,22 +173,26 @@ class Grid(Generator):
                 tensors[s.name].copy_(s.walk(tensors[s.name], self.base, small, change))
 
     def settings(self) -> dict[str, Any]:
-        """Keyframes, `inbetweens`, `coarse`, `own` and `repaired`."""
+        """Keyframes, `inbetweens`, `lowest`, `coarse`, `own` and `repaired`."""
         names = ("keyframes", "inbetweens", "own", "repaired")
-        return {**{name: list(getattr(self, name)) for name in names}, "coarse": self.coarse}
+        lists = {name: list(getattr(self, name)) for name in names}
+        return {**lists, "coarse": self.coarse, "lowest": dict(self.lowest)}
 
     def anchors(self) -> tuple[str, ...]:
         """The base network's tensors."""
         return tuple("anchor/" + key(s.name) for s in self.slots)
 
     def saved(self) -> dict[str, Tensor]:
-        """Everything but the base: matrices and kernels in 8 bits with a scale for each row, vectors in 16."""
+        """Everything but the base: matrices and kernels in 8 bits with a scale for each row, vectors in 16.
+
+        Statistics of batch norms, and vectors with numbers that 16 bits do not hold, are kept in 32.
+        """
         found: dict[str, Tensor] = {}
         for name, value in super().saved().items():
             if _in_bytes(name, value):
                 found[name], found[name + _SCALE] = in_bytes(value)
             else:
-                found[name] = value.half()
+                found[name] = _short(name, value)
         return found
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
@@ -194,18 +214,24 @@ class Grid(Generator):
 
     def widths_at(self, ratio: float) -> dict[str, int]:
         """The widths of all groups at a ratio, as its keyframe has them."""
-        return {name: max(1, round(ratio * width)) for name, width in self.base.items()}
+        return {name: max(self.lowest.get(name, 1), round(ratio * width)) for name, width in self.base.items()}
+
+    def _cells(self) -> dict[str, int]:
+        """The cells of the coarse set, by group."""
+        return {name: max(1, round((self.coarse or 1.0) * width)) for name, width in self.base.items()}
+
+    def _falls(self, names: Sequence[str]) -> bool:
+        """Whether every keyframe is narrower than the one above it in at least one of these groups."""
+        widths = [self.widths_at(r) for r in self.keyframes]
+        return all(any(a[g] > b[g] for g in names) for a, b in pairwise(widths))
 
     def _size(self, slot: Slot, ratio: float) -> tuple[int, ...]:
         return slot.sized(self.base, self.widths_at(ratio))
 
     def forward(self, widths: Mapping[str, int], noise: Noise | None = None, coarse: bool = False) -> dict[str, Tensor]:
         """See `Generator.forward`; noise moves the reads of the coarse set, which `coarse` asks for by itself."""
-        low = self.keyframes[-1]
-        below = [
-            self.coarse is not None and (coarse or min(widths[g] / self.base[g] for g in part) < low - 1e-9)
-            for part in self.parts
-        ]
+        low = self.widths_at(self.keyframes[-1])
+        below = [self.coarse is not None and (coarse or any(widths[g] < low[g] for g in part)) for part in self.parts]
         low_groups = {group for part, flag in zip(self.parts, below, strict=True) if flag for group in part}
         coarsely = {s.name for s in self.slots if low_groups.intersection(self._follows[s.name])}
         found = {
@@ -218,8 +244,12 @@ class Grid(Generator):
         return found
 
     def ratio(self, slot: Slot, widths: Mapping[str, int]) -> float:
-        """Geometric mean of the ratios of the groups that a tensor follows: where it lies between keyframes."""
-        product, names = 1.0, self._follows[slot.name]
+        """Geometric mean of the ratios of the groups that a tensor follows: where it lies between keyframes.
+
+        A tensor whose groups are as wide at two keyframes as they have few channels, or as they go no lower, follows
+        all groups instead: at each keyframe it must be that keyframe's own.
+        """
+        product, names = 1.0, self._paces[slot.name]
         for name in names:
             product *= widths[name] / self.base[name]
         return product ** (1 / len(names))
@@ -263,7 +293,7 @@ class Grid(Generator):
     def set_repair(self, place: int, layer: str, factor: Tensor, shift: Tensor) -> None:
         """Set the factors of a layer's outputs (1 leaves them) and what is added to its bias, at `between[place]`."""
         for kept, value in zip(self._set_of(place, layer), (factor - 1, shift), strict=True):
-            kept.copy_(value.half())
+            kept.copy_(_short("repair", value))
 
     def _set_of(self, place: int, layer: str) -> tuple[Tensor, Tensor]:
         """What a layer's factors are above 1, and its shifts, at `between[place]`; views of what is kept."""
@@ -294,7 +324,7 @@ class Grid(Generator):
             now.copy_(_rounded(f"deltas.{s.name}", now))
 
     def _smooth(self, slot: Slot, widths: Mapping[str, int], noise: Noise | None) -> Tensor:
-        small = self.widths_at(self.coarse or 1.0)
+        small = self._cells()
 
         def change(t: Tensor, axis: Axis, group: str) -> Tensor:
             shift = None if noise is None else noise.draw(widths[group])
@@ -313,7 +343,13 @@ def _in_bytes(name: str, value: Tensor) -> bool:
 
 def _rounded(name: str, value: Tensor) -> Tensor:
     """A parameter as it comes back when it was saved."""
-    return from_bytes(*in_bytes(value)) if _in_bytes(name, value) else value.half()
+    return from_bytes(*in_bytes(value)) if _in_bytes(name, value) else _short(name, value)
+
+
+def _short(name: str, value: Tensor) -> Tensor:
+    """A vector in 16 bits, where that loses nothing but digits; statistics, which may be large or tiny, in 32."""
+    half = value.half()
+    return value.float() if name.endswith(("running_mean", "running_var")) or not half.isfinite().all() else half
 
 
 def in_bytes(value: Float[Tensor, "*shape"]) -> tuple[Int8[Tensor, "*shape"], Float32[Tensor, " rows"]]:
@@ -331,6 +367,16 @@ def in_bytes(value: Float[Tensor, "*shape"]) -> tuple[Int8[Tensor, "*shape"], Fl
 def from_bytes(steps: Shaped[Tensor, "*shape"], scale: Float[Tensor, " rows"]) -> Float[Tensor, "*shape"]:
     """What `in_bytes` rounded a tensor to."""
     return steps.float() * scale.float().view(-1, *[1] * (steps.ndim - 1))
+
+
+def _lowest(lowest: Mapping[str, int], base: Mapping[str, int]) -> dict[str, int]:
+    """Narrowest widths, checked and at most the base's. Raises MorphError."""
+    for name, width in lowest.items():
+        if name not in base:
+            raise MorphError(f"lowest names the group '{name[:80]}', which is not there. {did_you_mean(name, base)}")
+        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+            raise MorphError(f"lowest is a width of at least 1, not {str(width)[:40]}, of '{name[:80]}'")
+    return {name: min(width, base[name]) for name, width in lowest.items()}
 
 
 def _inner(inbetweens: tuple[float, ...], keyframes: tuple[float, ...]) -> tuple[float, ...]:
@@ -369,4 +415,4 @@ def shares(ratio: float, keyframes: Sequence[float]) -> tuple[tuple[float, float
     that a ratio lies between, and below its next neighbour a keyframe is read and not moved.
     """
     rises = [way_down(high, low, ratio) for high, low in pairwise(keyframes)]
-    return tuple((rise, rise - next_one) for rise, next_one in zip(rises, [*rises[1:], 0.0], strict=True))
+    return tuple((rise, rise - next_one) for rise, next_one in zip(rises, [*rises, 0.0][1:], strict=True))

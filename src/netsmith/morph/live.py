@@ -185,9 +185,8 @@ class MorphableModel(Pretrained, nn.Module):
     def _read(self, widths: Mapping[str, int], how: Sampling) -> nn.Module:
         space = self.morphable.space
         if not space.fitted(widths):
-            low, high = space.ratios
             warnings.warn(
-                f"widths of ratio {space.ratio(widths):.3g} lie outside the fitted range {low:.3g} to {high:.3g}: "
+                f"widths of ratio {space.ratio(widths):.3g} lie outside the fitted range ({space.range_text}): "
                 f"expect a loss of accuracy, and measure it",
                 stacklevel=4,
             )
@@ -220,8 +219,8 @@ class MorphableModel(Pretrained, nn.Module):
 
         Raises:
             MorphError: not exactly one request, or one that is no size.
-            BudgetError: a budget below the smallest network (one channel a group) or above the largest that was
-                fitted; the message has both.
+            BudgetError: a budget below the smallest network (one channel a group) or above the largest (the base's
+                widths, or the highest fitted ratio above them); the message has both.
         """
         asked = {"ratio": ratio, "widths": widths, "params": params, "macs": macs, "latency_ms": latency_ms}
         given = [name for name, value in {"size": size, **asked}.items() if value is not None]
@@ -272,18 +271,21 @@ class MorphableModel(Pretrained, nn.Module):
         space = self.morphable.space
         return space.at(1 / max(g.width for g in space.groups))
 
+    def _top(self) -> float:
+        """The highest ratio that a budget may give: the base's own, or the highest fitted one above it."""
+        return max(1.0, self.morphable.space.ratios[1])
+
     def _within_latency(self, bound: float, batch: int) -> dict[str, int]:
-        space = self.morphable.space
-        largest = space.at(space.ratios[1])
+        largest = self.morphable.space.at(self._top())
         if bound >= self.latency(largest, batch):
             return largest
         return self._widest("latency_ms", bound, lambda w: self.latency(w, batch))
 
     def _widest(self, what: str, bound: float, cost: Callable[[Mapping[str, int]], float]) -> dict[str, int]:
-        """The widths of the highest ratio, up to the highest fitted one, whose cost is within the bound."""
+        """The widths of the highest ratio, up to the top one, whose cost is within the bound."""
         space = self.morphable.space
         steps = max(g.width for g in space.groups)
-        top = max(steps, round(space.ratios[1] * steps))
+        top = round(self._top() * steps)
         smallest, largest = self.narrowest(), space.at(top / steps)
         least, most = cost(smallest), cost(largest)
         if not least <= bound <= most:

@@ -38,6 +38,7 @@ class Morphable(nn.Module):
         self.space = space
         self.widths: dict[str, int] = space.full
         self.coarsely = False
+        self._places: dict[bool, dict[str, tuple[str, ...]]] = {}  # by whether the network is run whole
         self._statistics = {name for name, _ in base.named_buffers()}
         # not registered: they share the modules of `base`
         names = {s.name for s in generator.slots}
@@ -83,7 +84,12 @@ class Morphable(nn.Module):
         """From features to the network's output, at these widths, with these tensors."""
         module = self.base if self._split is None else self._split[1]
         set_widths(self.base, self.space.groups, widths)
-        return functional_call(module, dict(tensors), (features,))
+        whole = self._split is None
+        if whole not in self._places:
+            self._places[whole] = _places(module)
+        places = self._places[whole]
+        given = {place: value for name, value in tensors.items() for place in places.get(name, (name,))}
+        return functional_call(module, given, (features,), tie_weights=False)  # ties are in `places`
 
     def teacher(self, features: Tensor) -> Tensor:
         """The base network's output from features, without gradients."""
@@ -116,6 +122,21 @@ class Morphable(nn.Module):
                 assert state[name].shape == value.shape, f"{name}: {tuple(state[name].shape)}, {tuple(value.shape)}"
                 state[name].copy_(value)
         return plain.requires_grad_(True).eval()
+
+
+def _places(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Where each tensor of a network lies, by any of its names: once in each module that has it.
+
+    Weights may be shared by two layers, which then both have to get the new ones; a layer that is called twice under
+    two names is one module, and gets them once.
+    """
+    own: dict[int, list[str]] = {}
+    for prefix, part in module.named_modules():
+        mine = (*part.named_parameters("", False, False), *part.named_buffers("", False, False))
+        for name, value in mine:
+            own.setdefault(id(value), []).append(f"{prefix}.{name}" if prefix else name)
+    named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    return {name: tuple(own[id(value)]) for name, value in named}
 
 
 def check_split(morphable: Morphable, x: Tensor) -> None:

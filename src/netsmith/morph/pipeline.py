@@ -64,7 +64,8 @@ class Morphed:
 
     `model` serves networks of any width; `base` has the base network's metrics by split, `floor` those of the network
     without what is generated, `points` one entry a ratio; `keyframes` the trainings of a grid's, in their order, and
-    `training` what came after them, or all there was.
+    `training` what came after them, or all there was; `augmented`, where batch norms stay, whether the base's have seen
+    shifted and mirrored images.
     """
 
     model: MorphableModel
@@ -80,6 +81,7 @@ class Morphed:
     data: Splits
     seed: int
     keyframes: tuple[tuple[float, TrainResult], ...] = ()
+    augmented: bool | None = None
 
     @property
     def space(self) -> MorphSpace:
@@ -106,13 +108,27 @@ def default_keyframes(space: MorphSpace) -> dict[str, Any]:
     3/4 of that. Odd eighths are in between the others.
 
     The low end is that of the group that goes lowest: a group of three heads ends at a third where others end at a
-    quarter, and a quarter is within the range all the same.
+    quarter, and a quarter is within the range all the same. No group is narrower in a keyframe than in the range. What
+    has the widths of another keyframe is none. A range from the base's width up has one keyframe, the base itself.
     """
-    low = min(space.low[g.name] / g.width for g in space.groups)
+    low = space.hull[0]
+    lowest = {g.name: min(space.low[g.name], g.width) for g in space.groups}
+    if low >= 1 or lowest == space.full:
+        return {"keyframes": [1.0], "coarse": None, "lowest": lowest}
+
+    def widths(ratio: float) -> list[int]:
+        return [max(lowest[g.name], round(ratio * g.width)) for g in space.groups]
+
     ratios = [*(k / 8 for k in range(7, 1, -1)), *(2.0**-k for k in range(3, 20))]
-    inner = [r for r in ratios if r > low * 1.2]
-    odd = [r for r in inner if r in (7 / 8, 5 / 8, 3 / 8)]
-    return {"keyframes": [1.0, *inner, min(low, 0.999)], "inbetweens": odd, "coarse": 0.75 * low}
+    found = [1.0]
+    for ratio in ratios:
+        if ratio > low * 1.2 and widths(ratio) not in (widths(found[-1]), widths(low)):
+            found.append(ratio)
+    odd: list[float] = []
+    for k, ratio in enumerate(found[1:], start=1):
+        if ratio in (7 / 8, 5 / 8, 3 / 8) and found[k - 1] not in odd:
+            odd.append(ratio)
+    return {"keyframes": [*found, low], "inbetweens": odd, "coarse": 0.75 * low, "lowest": lowest}
 
 
 def make_morphable(
@@ -190,6 +206,8 @@ def make_morphable(
             generator, prepared.model.state_dict(), space.groups, _settings(generator, settings, prepared, space, chain)
         )
         made.begin()
+        if training is not None:
+            _check_fitted(made, space)
     morphable = Morphable(prepared.model, space, made, chain)
     check_split(morphable, prepared.example)
     judge = Judge(task, network, data, device, progress)
@@ -222,7 +240,8 @@ def make_morphable(
         base = judge.both(lambda part: judge.of(network.model, part))
         points = tuple(judge.at(model, ratio, latency, seed) for ratio in ratios)
     return Morphed(
-        model, network, task, prepared, ordered, base, floor, points, result, watch.seconds, data, seed, courses
+        model, network, task, prepared, ordered, base, floor, points, result, watch.seconds, data, seed, courses,
+        judge.augmented(prepared.model, seed),
     )  # fmt: skip
 
 
@@ -264,7 +283,25 @@ def _settings(
     default = default_keyframes(space)
     if "keyframes" in given:
         default["inbetweens"] = []
+        if _go_below(given["keyframes"], space.hull[0]):
+            default["lowest"] = {}
     return {**default, "own": own, "repaired": layers, **given}
+
+
+def _go_below(keyframes: object, low: float) -> bool:
+    """Whether somebody asks for keyframes below the range; what is no list of numbers is refused elsewhere."""
+    found = keyframes if isinstance(keyframes, (list, tuple)) else ()
+    return any(isinstance(r, (int, float)) and r < low for r in found)
+
+
+def _check_fitted(generator: Generator, space: MorphSpace) -> None:
+    """Raise MorphError where there is nothing to fit."""
+    if isinstance(generator, Grid) and not any(True for _ in generator.parameters()):
+        raise MorphError(
+            f"a grid has nothing to fit on {space.range_text}: from the base's widths up it repeats the base's "
+            "channels and keeps its function. Begin the range below 1, choose generator.kind: nested, or set "
+            "training: null"
+        )
 
 
 class Judge:
@@ -298,12 +335,20 @@ class Judge:
 
     def recalibrated(self, plain: torch.nn.Module, seed: int) -> bool:
         """Give a network of some width statistics of its own, where it has batch norms (`recalibrated`)."""
-        if not has_statistics(plain, self.network.preprocess.input_size):
+        augment = self.augmented(plain, seed)
+        if augment is None:
             return False
-        common: dict[str, Any] = {"seed": seed, "device": self.device}
+        return recalibrated(plain, self.data, self.network.preprocess, augment=augment, seed=seed, device=self.device)
+
+    def augmented(self, plain: torch.nn.Module, seed: int) -> bool | None:
+        """Whether the batch norms of a network get statistics of shifted and mirrored images; None without any."""
+        if not has_statistics(plain, self.network.preprocess.input_size):
+            return None
         if self._augment is None:
-            self._augment = augmented(self.network.model, self.data, self.network.preprocess, **common)
-        return recalibrated(plain, self.data, self.network.preprocess, augment=self._augment, **common)
+            self._augment = augmented(
+                self.network.model, self.data, self.network.preprocess, seed=seed, device=self.device
+            )
+        return self._augment
 
     def floor(self, morphable: Morphable, images: ImageSet) -> dict[str, float]:
         """Metrics without what is generated: at full width, with nothing read from the channels that vary."""

@@ -113,10 +113,17 @@ def recalibrated(
 
 
 def recalibrated_like(
-    base: nn.Module, model: nn.Module, data: Splits, preprocess: Preprocessing, *, seed: int = 0
+    base: nn.Module,
+    model: nn.Module,
+    data: Splits,
+    preprocess: Preprocessing,
+    *,
+    known: bool | None = None,
+    seed: int = 0,
 ) -> bool:
-    """`recalibrated`, on images that are `augmented` where the base has seen such."""
-    return recalibrated(model, data, preprocess, augment=augmented(base, data, preprocess, seed=seed), seed=seed)
+    """`recalibrated`, on images that are `augmented` where the base has seen such, if that is not `known`."""
+    augment = augmented(base, data, preprocess, seed=seed) if known is None else known
+    return recalibrated(model, data, preprocess, augment=augment, seed=seed)
 
 
 def _batches(

@@ -96,6 +96,7 @@ def save_morphed(
         "preprocess": network.preprocess.to_json(),
         "data": result.data.name,
         "seed": result.seed,
+        **({} if result.augmented is None else {"augmented": result.augmented}),
         "provenance": [asdict(network.provenance)],
         "licence": network.provenance.licence,
         "commercial": network.provenance.commercial,
@@ -289,6 +290,7 @@ def licence_lines(licence: str | None, commercial: bool | None) -> list[str]:
 def _card(result: Morphed) -> str:
     primary, space = result.task.primary, result.space
     low, high = _fitted(result)
+    fitted = space.range_text if "channels" in space.range_text else f"ratios {low:g} to {high:g}"
     rows = [
         f"| {p.ratio:g} | {format_count(p.params)} | {format_count(p.macs)} | {p.metrics['test'][primary]:.4f} | "
         f"{'yes' if p.fitted else 'no'} |"
@@ -298,7 +300,7 @@ def _card(result: Morphed) -> str:
         f"# {result.network.name}, at any width",
         "",
         f"A base network (`{result.network.source}`) and a generator of its weights "
-        f"(`{result.model.morphable.generator.kind}`), fitted on ratios {low:g} to {high:g} of "
+        f"(`{result.model.morphable.generator.kind}`), fitted on {fitted} of "
         f"{len(space.groups)} widths ({space.mode}) with {result.data.name}.",
         "",
         f"| ratio | params | MACs | {primary} (test) | fitted |",

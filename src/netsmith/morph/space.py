@@ -48,9 +48,29 @@ class MorphSpace:
 
     @property
     def ratios(self) -> tuple[float, float]:
-        """Lowest and highest ratio that are fitted in every group."""
+        """Lowest and highest ratio that are fitted in every group; where none is, those fitted in any (`hull`)."""
         low = max(self.low[g.name] / g.width for g in self.groups)
-        return low, min(self.high[g.name] / g.width for g in self.groups)
+        high = min(self.high[g.name] / g.width for g in self.groups)
+        return (low, high) if low <= high else self.hull
+
+    @property
+    def hull(self) -> tuple[float, float]:
+        """Lowest and highest ratio that are fitted in any group."""
+        low = min(self.low[g.name] / g.width for g in self.groups)
+        return low, max(self.high[g.name] / g.width for g in self.groups)
+
+    @property
+    def range_text(self) -> str:
+        """The fitted range in words: in channels, where that is what the groups have in common."""
+        lows, highs = set(self.low.values()), set(self.high.values())
+        if len(lows) == len(highs) == 1 and len({g.width for g in self.groups}) > 1:
+            return f"{lows.pop()} to {highs.pop()} channels"
+        low, high = self.ratios
+        return f"ratios {low:.3g} to {high:.3g}"
+
+    def clamped(self, ratio: float | int) -> dict[str, int]:
+        """Widths at one ratio, each within its fitted range."""
+        return {name: min(self.high[name], max(self.low[name], n)) for name, n in self.at(ratio).items()}
 
     def at(self, ratio: float | int) -> dict[str, int]:
         """Widths at one ratio for all groups, rounded, at least 1. Raises MorphError unless it is positive."""
