@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from netsmith.cli.console import RunLog
 from netsmith.cli.main import main
 from netsmith.core.artifact import verify
 from netsmith.core.output import mend, temporary
@@ -177,6 +179,40 @@ def test_a_disk_that_cannot_be_written_is_said(config, small_disk, capsys):
         assert "with --out" in text
     assert contents(small_disk / "before") == before
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+
+
+# --- names and logs that cannot be written ----------------------------------------------------------------------------
+
+NO_UTF8 = os.fsdecode(b"caf\xe9")
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="names of files are Unicode there")
+def test_a_folder_whose_name_is_no_utf8_is_trained_into(config, tmp_path, capsys):
+    """What is shown and logged of the name must not end a run whose training is done."""
+    assert main(["train", str(config), "--out", str(tmp_path / NO_UTF8)]) == 0
+    assert r"caf\udce9/artifact" in capsys.readouterr().out
+    assert r"caf\udce9/artifact" in (tmp_path / NO_UTF8 / "log.txt").read_text()
+    verify(tmp_path / NO_UTF8 / "artifact")
+
+
+def test_the_demo_refuses_such_a_folder_before_its_work(tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path / NO_UTF8)]) == 2
+    assert "is not UTF-8, and the demo's config names files in it. Choose another" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_log_that_cannot_be_written_ends_nothing(tmp_path):
+    log = RunLog()
+    log.open(tmp_path / "nowhere")
+    log.emit(logging.makeLogRecord({"msg": "kept"}))
+    log.emit(logging.makeLogRecord({"msg": "%d of %d", "args": ("no number",)}))  # a library's mistake
+    log.open(tmp_path)
+    log.emit(logging.makeLogRecord({"msg": f"read {NO_UTF8}"}))
+    (tmp_path / "log.txt").rename(tmp_path / "old.txt")
+    (tmp_path / "log.txt").mkdir()
+    log.emit(logging.makeLogRecord({"msg": "lost"}))
+    lines = (tmp_path / "old.txt").read_text().splitlines()
+    assert [line.rpartition(": ")[2] for line in lines] == ["kept", r"read caf\udce9"]
 
 
 # --- kill -9 ----------------------------------------------------------------------------------------------------------

@@ -211,6 +211,7 @@ VALUES = [
     torch.arange(4), torch.arange(4.0), torch.arange(4.0).bfloat16(), torch.arange(4).reshape(2, 2), torch.zeros(0),
     torch.zeros(0, 3), torch.tensor(1), torch.tensor(True), torch.zeros(2, dtype=torch.complex64), Point(1, 2), Model(),
     Model(x=2), ("ab", "c"), ("a", "bc"), {"x": 1, "y": 2},
+    "caf\udce9", "caf\xe9", "\udcc3\udca9", "\xe9", "\ud800", Path("caf\udce9"), Path("caf\xe9"),
 ]  # fmt: skip
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import os
 import struct
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -143,6 +145,29 @@ def test_broken_links_pipes_devices_and_loops_are_refused(tmp_path, capsys):
     open_data(f"folder:{folder}", size=8, validation_fraction=0.3)
 
 
+NO_UTF8 = os.fsdecode(b"caf\xe9")  # as systems with Latin-1 wrote it
+only_bytes = pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="names of files are Unicode there")
+
+
+@only_bytes
+def test_a_class_whose_name_is_no_utf8_is_refused(tmp_path, capsys):
+    """An artifact could not hold it: better said before the training than behind it."""
+    folder = folder_of(tmp_path / "images")
+    (folder / "a").rename(folder / NO_UTF8)
+    both(capsys, f"folder:{folder}", r"caf\\udce9' has a name that is not UTF-8.*: rename it")
+
+
+@only_bytes
+def test_files_whose_names_are_no_utf8_are_read(tmp_path):
+    folder = folder_of(tmp_path / "images", small(9), f"{NO_UTF8}.png")
+    one = open_data(f"folder:{folder}", size=8, validation_fraction=0.3)
+    (folder / "a" / f"{NO_UTF8}.png").rename(folder / "a" / "caf\xe9.png")
+    assert len(one.train) == len(open_data(f"folder:{folder}", size=8, validation_fraction=0.3).train)
+    (tmp_path / "tables").mkdir()
+    table(tmp_path / "t.parquet", pictures(), [0, 1] * 4).rename(tmp_path / "tables" / f"{NO_UTF8}.parquet")
+    assert open_data(f"parquet:{tmp_path / 'tables'}", validation_fraction=0.3).shape == (1, 8, 8)
+
+
 @pytest.mark.parametrize("data", [b"\xff\xfe", b"a\n" * (9 << 20)], ids=["no Unicode", "18 MB"])
 def test_names_of_classes_of_masks_are_bounded(tmp_path, capsys, data):
     for name in ("images", "masks"):
@@ -155,7 +180,9 @@ def test_names_of_classes_of_masks_are_bounded(tmp_path, capsys, data):
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def table(file: Path, images: list, labels: list, *, said: object = None, kind: pa.DataType | None = None) -> Path:
+def table(
+    file: Path, images: list | pa.Array, labels: list, *, said: object = None, kind: pa.DataType | None = None
+) -> Path:
     columns = pa.table({"image": images, "label": pa.array(labels, type=kind)})
     if said is not None:
         text = said if isinstance(said, bytes) else json.dumps(said).encode()
@@ -166,6 +193,15 @@ def table(file: Path, images: list, labels: list, *, said: object = None, kind: 
 
 def rows(path: object, count: int = 8) -> list:
     return [{"bytes": None, "path": path}] * count
+
+
+def pictures(count: int = 8) -> list:
+    return [{"bytes": small(), "path": None}] * count
+
+
+def declared() -> dict:
+    """What Hugging Face's library writes of two columns."""
+    return {"info": {"features": {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["a", "b"]}}}}
 
 
 @pytest.mark.parametrize(
@@ -186,6 +222,115 @@ def test_images_beside_a_table_are_read(tmp_path):
     (tmp_path / "x.png").write_bytes(small())
     file = table(tmp_path / "t.parquet", rows("x.png"), [0, 1] * 4)
     assert open_data(f"parquet:{file}", validation_fraction=0.3).shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("said", [None, declared()], ids=["undeclared", "declared"])
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.list_(pa.string())], ids=str)
+def test_texts_in_the_place_of_bytes_are_no_paths(tmp_path, capsys, kind, said):
+    """Pillow opens a text as a path: a table could have had any image of the disk shown, or a pipe waited for."""
+    (tmp_path / "secret.png").write_bytes(small())
+    (tmp_path / "set").mkdir()
+    path = str(tmp_path / "secret.png")
+    fields = pa.struct([("bytes", kind), ("path", pa.string())])
+    images = pa.array([{"bytes": [path] if pa.types.is_list(kind) else path, "path": "x.png"}] * 8, fields)
+    file = table(tmp_path / "set" / "t.parquet", images, [0, 1] * 4, said=said)
+    both(capsys, f"parquet:{file}", "column 'image' of .* is of type struct<bytes: .*images are a struct of bytes")
+
+
+def test_only_paths_and_bytes_are_opened_as_images(tmp_path):
+    (tmp_path / "x.png").write_bytes(small())
+    for data in (tmp_path / "x.png", small()):
+        with open_image(data, "x") as image:
+            assert image.size == (8, 8)
+    _, out = memory_of(  # in a process of its own: in this one, jaxtyping is stricter than what users have
+        f"""
+        from netsmith.core.decoding import open_image
+        from netsmith.errors import DataError
+        for other in ({str(tmp_path / "x.png")!r}, None):
+            try:
+                print('opened', open_image(other, 'x'))
+            except DataError as error:
+                print(error)
+        """
+    )
+    assert out.splitlines() == [
+        f"x is of type {kind}; give a Path, or the bytes of an image's file" for kind in ("str", "NoneType")
+    ]
+
+
+def test_pipes_devices_and_folders_are_no_tables(tmp_path, capsys):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    odd = folder / "odd.parquet"
+    os.mkfifo(tmp_path / "pipe")
+    for make in (lambda: os.mkfifo(odd), lambda: odd.symlink_to(tmp_path / "pipe"), lambda: odd.symlink_to("/dev/zero"),
+                 lambda: odd.symlink_to("nowhere"), lambda: odd.symlink_to("odd.parquet"), odd.mkdir):  # fmt: skip
+        make()
+        both(capsys, f"parquet:{folder}", "odd.parquet' is no file")
+        odd.rmdir() if odd.is_dir() else odd.unlink()
+    both(capsys, f"parquet:{tmp_path / 'pipe'}", "pipe' is no file")
+
+
+def test_links_to_tables_are_followed_and_what_they_name_is_not(tmp_path, capsys):
+    """The Hub's cache is made of links to tables; the folder of a table is still the one that the user named."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "set").mkdir()
+    (tmp_path / "blobs" / "x.png").write_bytes(small())
+    link = tmp_path / "set" / "t.parquet"
+    link.symlink_to(table(tmp_path / "blobs" / "1", pictures(), [0, 1] * 4))
+    assert open_data(f"parquet:{link}", validation_fraction=0.3).shape == (1, 8, 8)
+    table(tmp_path / "blobs" / "1", rows("../blobs/x.png"), [0, 1] * 4)
+    both(capsys, f"parquet:{link.parent}", "not in the folder of the table")
+
+
+NO_IMAGES = {
+    "text": pa.array(["x.png"] * 8),
+    "lists": pa.array([[1, 2]] * 8),
+    "other fields": pa.array([{"url": "x.png"}] * 8),
+    "a path of bytes": pa.array([{"bytes": small(), "path": b"x.png"}] * 8),
+    "bytes twice": pa.StructArray.from_arrays([pa.array([small()] * 8)] * 2, names=["bytes", "bytes"]),
+}
+
+
+@pytest.mark.parametrize("case", NO_IMAGES)
+def test_columns_declared_as_images_must_hold_them(tmp_path, capsys, case):
+    file = table(tmp_path / "t.parquet", NO_IMAGES[case], [0, 1] * 4, said=declared())
+    both(capsys, f"parquet:{file}", "column 'image' of .* is of type .*images are a struct of bytes")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [["a", "b"] * 4, [0.0, 1.5] * 4, [True, False] * 4, [None] * 8, [b"a"] * 8, [datetime.date(2020, 1, 1)] * 8],
+    ids=lambda labels: type(labels[0]).__name__,
+)
+def test_columns_declared_as_labels_must_hold_whole_numbers(tmp_path, capsys, labels):
+    """Of 1.5, class 1 was made without a word."""
+    file = table(tmp_path / "t.parquet", pictures(), labels, said=declared())
+    both(capsys, f"parquet:{file}", "column 'label' of .* is of type .*labels are whole numbers")
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        pa.array([small()] * 8),
+        pa.array([small()] * 8, pa.large_binary()),
+        pa.array(pictures(), pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())])),
+        pa.array([{"bytes": small()}] * 8),
+        pa.array([{"path": "x.png"}] * 8),
+    ],
+    ids=lambda images: str(images.type),
+)
+def test_images_are_stored_in_these_ways(tmp_path, images):
+    """Guards the tests above."""
+    (tmp_path / "x.png").write_bytes(small())
+    splits = open_data(f"parquet:{table(tmp_path / 't.parquet', images, [0, 1] * 4, said=declared())}")
+    assert (splits.shape, splits.classes) == ((1, 8, 8), ("a", "b"))
+
+
+def test_a_path_in_a_table_that_is_no_utf8_is_refused(tmp_path, capsys):
+    paths = pa.array([b"\xff\xfe.png"] * 8).view(pa.string())
+    images = pa.StructArray.from_arrays([pa.nulls(8, pa.binary()), paths], names=["bytes", "path"])
+    both(capsys, f"parquet:{table(tmp_path / 't.parquet', images, [0, 1] * 4)}", "names its image in no UTF-8")
 
 
 def test_tables_that_grow_are_refused(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import sys
@@ -41,20 +42,24 @@ class RunLog(logging.Handler):
         """From now on write to `folder`/log.txt, beginning with what was kept; a second run adds to the first's log."""
         self.path = folder / "log.txt"
         lines, self._waiting = self._waiting, []
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in lines)
+        self._write(lines)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep or write one record. A log that cannot be written must not stop the run: it is kept in memory then."""
-        try:
-            line = self.format(record)
-            if self.path is None:
-                self._waiting.append(line)
+        """Keep or write one record."""
+        with contextlib.suppress(TypeError, ValueError):  # a library's arguments that do not fit its own format
+            self._write([self.format(record)])
+
+    def _write(self, lines: Sequence[str]) -> None:
+        """Keep or write lines. A log that cannot be written must not stop the run: it is kept in memory then."""
+        if self.path is not None:
+            try:
+                # names of files need not be UTF-8
+                with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                    file.writelines(line + "\n" for line in lines)
                 return
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError:
-            self.path = None
+            except (OSError, ValueError):
+                self.path = None
+        self._waiting += lines
 
 
 class NoteHandler(logging.Handler):
@@ -77,6 +82,7 @@ class Console:
     def __init__(self, *, quiet: bool = False, rank: int = 0) -> None:
         self.quiet = quiet or rank > 0
         self._rank = rank
+        _tolerate()
         self.out = RichConsole(file=sys.stdout, highlight=False, markup=False, emoji=False, width=_width(sys.stdout))
         self.err = RichConsole(file=sys.stderr, highlight=False, markup=False, emoji=False, width=_width(sys.stderr))
 
@@ -216,6 +222,12 @@ def _log_lines(level: int, text: str) -> None:
     for line in text.splitlines():
         if line.strip():
             _LOG.log(level, "%s", line)
+
+
+def _tolerate() -> None:
+    """Show what standard output cannot encode (a name that is not UTF-8) as `\\udce9`, as standard error does."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _width(stream) -> int | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netsmith import presets
+from netsmith.errors import OutputError
 
 from .options import add_common, add_output
 from .session import Session
@@ -37,6 +38,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     """Train the zoo, reassemble it, and morph what came out."""
     import torch
 
+    from netsmith.core.paths import is_text
     from netsmith.report import write_report
 
     from . import morph, reassemble, train
@@ -45,6 +47,11 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
 
     device = str(device_of(arguments.device or "cpu"))
     out, text = arguments.out, _marked(presets.read("demo"), arguments.seed)
+    if not is_text(str(out)):
+        raise OutputError(
+            f"the name of {out} is not UTF-8, and the demo's config names files in it. "
+            "Choose another folder with --out."
+        )
     check_folder(out, arguments.overwrite, text)
     open_folder(out, arguments.overwrite, session, text)
     console = session.console

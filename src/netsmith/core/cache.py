@@ -49,6 +49,11 @@ def _put(state: Any, tag: str, data: bytes = b"") -> None:
     state.update(data)
 
 
+def _utf8(text: str) -> bytes:
+    # names of files that are not UTF-8 have halves of surrogate pairs; passed on as they are, no two texts are alike
+    return text.encode(errors="surrogatepass")
+
+
 def _feed(state: Any, value: object) -> None:
     if value is None:
         _put(state, "none")
@@ -63,11 +68,11 @@ def _feed(state: Any, value: object) -> None:
     elif isinstance(value, complex):
         _put(state, "complex", struct.pack("<dd", value.real, value.imag))
     elif isinstance(value, str):
-        _put(state, "str", value.encode())
+        _put(state, "str", _utf8(value))
     elif isinstance(value, bytes | bytearray):
         _put(state, "bytes", bytes(value))
     elif isinstance(value, Path):
-        _put(state, "path", value.as_posix().encode())
+        _put(state, "path", _utf8(value.as_posix()))
     elif isinstance(value, Tensor):
         _feed_tensor(state, value)
     elif isinstance(value, np.ndarray):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,18 @@ from netsmith.core.cache import digest
 from netsmith.core.data_registry import DataOptions, Parts, data_source, existing_path, labelled, part_of
 from netsmith.core.decoding import Encoded, decode_set
 from netsmith.core.images import ImageSet
-from netsmith.core.paths import as_path
+from netsmith.core.paths import as_path, is_text
 from netsmith.errors import DataError
 from netsmith.json_text import parse_json
 
 IMAGE_ENDINGS = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"])
 """How the names of image files end."""
+
+_STORED = {
+    "bytes": ("binary", "large_binary", "binary_view", "null"),
+    "path": ("string", "large_string", "string_view", "null"),
+}
+"""Arrow types of the fields of an image; `null` where no row has one."""
 
 
 @data_source("folder")
@@ -46,6 +53,12 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
     if not names:
         raise DataError(f"no labels: '{folder}' has no folders; one folder of images a class was expected")
+    odd = next((n for n in names if not is_text(n)), None)
+    if odd is not None:
+        raise DataError(
+            f"the class folder '{folder / odd}' has a name that is not UTF-8, and artifacts hold the names of classes: "
+            "rename it"
+        )
     return names
 
 
@@ -79,7 +92,7 @@ def stamp_of(file: Path) -> str:
 def _open_parquet(argument: str, options: DataOptions) -> Parts:
     """Parquet files with an image column (bytes and path) and an integer label column."""
     path = existing_path("parquet", argument)
-    if path.is_file():
+    if not path.is_dir():
         return Parts(read_table(_read_parquet([path]), str(path), options, base=path.parent, stamp=_stamp([path])))
     files = sorted(path.glob("*.parquet")) or sorted(path.glob("*/*.parquet"))
     if not files:
@@ -149,10 +162,28 @@ def find_columns(table: pa.Table, where: str) -> Columns:
     if not labels or (len(labels) > 1 and not usual):
         raise DataError(f"no labels: '{where}' needs one integer column named label; its columns are {shown}")
     label = usual[0] if usual else labels[0]
+    _check_types(fields[image], fields[label], image, label, where)
     names = features.get(label, {}).get("names")
     if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
         raise DataError(f"the names of the classes of '{where}' are no list of texts")
     return Columns(image, label, tuple(names) if names else None)
+
+
+def _check_types(image: pa.DataType, label: pa.DataType, images: str, labels: str, where: str) -> None:
+    """That two columns hold what the metadata says of them: it is somebody's word. Raises DataError."""
+    parts = list(image) if pa.types.is_struct(image) else [pa.field("bytes", image)]
+    known = [part for part in parts if part.name in _STORED]
+    twice = len({part.name for part in known}) < len(known)
+    if not known or twice or any(str(part.type) not in _STORED[part.name] for part in known):
+        raise DataError(
+            f"column '{images}' of '{where}' is of type {str(image)[:200]}; images are a struct of bytes (binary) and "
+            "path (string), or binary alone. Write the encoded images into it"
+        )
+    if not pa.types.is_integer(label):
+        raise DataError(
+            f"column '{labels}' of '{where}' is of type {str(label)[:200]}; labels are whole numbers. Write the number "
+            "of its class into every row"
+        )
 
 
 def read_table(
@@ -172,23 +203,35 @@ def read_table(
     labels = _labels(table, columns, where)
     names = tuple(classes or columns.classes or _numbered(int(labels.max()) if len(labels) else -1, where))
     images = table.column(columns.image)
+    parts = _fields(images) if pa.types.is_struct(images.type) else {"bytes": images}
 
     def fetch(i: int) -> Path | bytes:
-        record = images[i].as_py() or {}
-        if record.get("bytes") is not None:
-            return record["bytes"]
-        if record.get("path") is None:
+        data = parts["bytes"][i].as_py() if "bytes" in parts else None
+        if data is not None:
+            return data
+        path = _path(parts["path"], i, where) if "path" in parts else None
+        if path is None:
             raise DataError(f"row {i} of '{where}' has neither the bytes nor the path of an image")
-        return _inside(base, record["path"], f"row {i} of '{where}'")
+        return _inside(base, path, f"row {i} of '{where}'")
 
     ids = [f"{stamp}:{i}" for i in range(len(labels))]
     return decode_set(Encoded(fetch, lambda i: f"row {i} of '{where}'", labels, ids), names, size=options.size)
 
 
-def _inside(base: Path | None, path: object, where: str) -> Path:
+def _fields(column: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
+    """The fields of a column of structs."""
+    return {field.name: values for field, values in zip(column.type, column.flatten(), strict=True)}
+
+
+def _path(paths: pa.ChunkedArray, i: int, where: str) -> str | None:
+    try:
+        return paths[i].as_py()
+    except UnicodeDecodeError as error:
+        raise DataError(f"row {i} of '{where}' names its image in no UTF-8 ({error}): write the table again") from error
+
+
+def _inside(base: Path | None, path: str, where: str) -> Path:
     """The file of an image that a table names: in the table's own folder, as the table is not the user's word."""
-    if not isinstance(path, str):
-        raise DataError(f"{where} has a path that is no text ({type(path).__name__})")
     found = as_path(path, DataError)
     if base is None or not (base / found).resolve().is_relative_to(base.resolve()):
         place = "no folder" if base is None else f"'{base}'"
@@ -243,7 +286,16 @@ def _read_parquet(files: Sequence[Path]) -> pa.Table:
 
 def _read_one(file: Path) -> pa.Table:
     """A parquet file, as long as it takes no more memory than images in a file of its size can."""
-    size, opened = file.stat().st_size, pq.ParquetFile(file)
+    if not file.is_file():  # a pipe would be waited for
+        raise DataError(
+            f"'{file}' is no file (it is missing, or a folder, a pipe or a device). Put one there, or take it out"
+        )
+    with pa.OSFile(os.fsencode(file)) as data:  # as bytes: pyarrow takes no other name than UTF-8 as a path
+        return _read_bounded(data, file, file.stat().st_size)
+
+
+def _read_bounded(data: pa.NativeFile, file: Path, size: int) -> pa.Table:
+    opened = pq.ParquetFile(data)
     rows, most = opened.metadata.num_rows, limits.TABLE_GROWTH * size + limits.TABLE_BYTES
     groups = [opened.metadata.row_group(k) for k in range(opened.metadata.num_row_groups)]
     claimed = sum(group.total_byte_size for group in groups)

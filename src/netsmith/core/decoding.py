@@ -168,6 +168,8 @@ def open_image(data: Path | bytes, where: str) -> Image.Image:
     Raises:
         DataError: of a format that is not in `FORMATS`, damaged, or of more than `limits.IMAGE_PIXELS` pixels.
     """
+    if not isinstance(data, Path | bytes):  # Pillow would take a text as a path
+        raise DataError(f"{where} is of type {type(data).__name__}; give a Path, or the bytes of an image's file")
     try:
         image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

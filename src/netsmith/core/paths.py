@@ -27,3 +27,8 @@ def as_path(text: str | Path, kind: type[NetsmithError] = SourceError) -> Path:
         return Path(name).expanduser()
     except RuntimeError as error:  # the home of an unknown user
         raise kind(f"'{shown}' is no path that can be found: {error}.") from error
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written into a text: one that is not UTF-8 has halves of surrogate pairs in Python."""
+    return not any(0xD800 <= ord(c) < 0xE000 for c in name)
