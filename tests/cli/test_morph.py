@@ -148,7 +148,7 @@ def test_another_config_says_what_changed(base, tmp_path, monkeypatch, capsys):
     assert fitted[0].resumed_from == 1
     # another fitting
     assert morph(base, out, "training.lr=0.03", more=["--overwrite"]) == 0
-    assert "is of other settings, weights or data: fitting begins anew" in capsys.readouterr().err
+    assert "is of other settings, network or data: fitting begins anew" in capsys.readouterr().err
     assert fitted[1].resumed_from == 0
 
 
@@ -201,6 +201,48 @@ def test_a_network_without_a_provable_group(tmp_path, capsys):
     assert main(["morph", str(tmp_path / "bare.yaml"), "--out", str(tmp_path / "out")]) == 2
     assert "no width" in (text := capsys.readouterr().err), text
     assert not (tmp_path / "out").exists()
+
+
+CODE = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1), nn.Linear(12, 10)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.b(torch.relu(self.a(x)))).mean((2, 3)))
+
+
+def build():
+    return Net()
+"""
+
+
+@pytest.mark.slow
+def test_an_edited_network_is_fitted_and_compared_anew(tmp_path, monkeypatch, capsys):
+    """Its weights are the same, and so is every key of the config."""
+    (tmp_path / "net.py").write_text(CODE)
+    (tmp_path / "morph.yaml").write_text(
+        f"network: {{source: 'py:{tmp_path}/net.py:build', input_size: [1, 8, 8], num_classes: 10}}\ndata: digits\n"
+        "training: {epochs: 1, batch_size: 256, lr: 0.02}\nratios: [1.0, 0.5]\nrivals: [alone]\n"
+        "generator: {kind: nested}\norder: {by: none}\n"
+    )
+    fitted, trained = [], []
+    fit, tune = pipeline.fit, rivals.finetuned
+    monkeypatch.setattr(pipeline, "fit", lambda *a, **k: fitted.append(fit(*a, **k)) or fitted[-1])
+    monkeypatch.setattr(rivals, "finetuned", lambda *a, **k: trained.append(a) or tune(*a, **k))
+    assert morph(tmp_path, tmp_path / "out") == 0, capsys.readouterr().err
+    assert morph(tmp_path, tmp_path / "out", more=["--overwrite"]) == 0
+    assert [f.resumed_from for f in fitted] == [0, 1]
+    assert len(trained) == 1, "what did not change is not trained again"
+    (tmp_path / "net.py").write_text(CODE.replace("relu(self.b", "sigmoid(self.b"))
+    assert morph(tmp_path, tmp_path / "out", more=["--overwrite"]) == 0
+    assert [f.resumed_from for f in fitted] == [0, 1, 0]
+    assert len(trained) == 2
 
 
 @pytest.mark.slow

@@ -122,6 +122,37 @@ def test_a_finished_folder_is_not_replaced_unasked(trained, capsys):
     assert (trained / "summary.json").read_text() == before
 
 
+def test_overwriting_a_finished_run_trains_anew(tmp_path, monkeypatch):
+    from netsmith.core import training
+
+    (tmp_path / "tiny.yaml").write_text(TRAIN)
+    words = ["train", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "out"), "--device", "cpu", "--quiet"]
+    real, calls = training.train, []
+    monkeypatch.setattr(training, "train", lambda *a, **k: calls.append(real(*a, **k)) or calls[-1])
+    assert main(words) == 0
+    (tmp_path / "out/checkpoints/mine.txt").write_text("not of a training")
+    assert main([*words, "--overwrite"]) == 0
+    assert [call.resumed_from for call in calls] == [0, 0]
+    assert calls[1].images_per_second > 0
+    assert (tmp_path / "out/checkpoints/mine.txt").exists()
+
+
+def test_another_option_with_the_same_weights_is_another_training(tmp_path):
+    """The weights of a ViT do not tell its heads: what was trained with four must not be served for one."""
+    (tmp_path / "vit.yaml").write_text(
+        "network: {source: 'netsmith:small_vit', options: {dim: 24, depth: 1, heads: 4}}\n"
+        "data: digits\ntraining: {epochs: 1, batch_size: 256, lr: 0.003}\n"
+    )
+    words = ["train", str(tmp_path / "vit.yaml"), "--device", "cpu", "--quiet", "--out", str(tmp_path / "out")]
+    one = ["--set", "network.options={dim: 24, depth: 1, heads: 1}"]
+    assert main(words) == 0
+    assert main([*words, *one, "--overwrite"]) == 0
+    assert main([*words[:-1], str(tmp_path / "alone"), *one]) == 0
+    found, alone = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("out", "alone"))
+    assert found["metrics"] == alone["metrics"]
+    assert found["history"] == alone["history"]
+
+
 def test_an_unfinished_run_of_the_same_config_goes_on(tmp_path, monkeypatch, capsys):
     from netsmith.core import training
 

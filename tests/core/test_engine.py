@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
 
-from netsmith.core import stopping
+from netsmith.core import checkpoint, stopping
 from netsmith.core.data import open_data
 from netsmith.core.engine import TrainSettings, evaluate, lr_factor, train
 from netsmith.core.images import MemoryImages
@@ -39,13 +39,14 @@ DATA = (make_images(), make_images(45, seed=1))
 
 
 class Tiny(nn.Module):
-    def __init__(self, classes=3, dropout=0.0, norm=True, channels=1):
+    def __init__(self, classes=3, dropout=0.0, norm=True, channels=1, slope=1.0):
         super().__init__()
+        self.slope = slope
         self.body = nn.Sequential(nn.Conv2d(channels, 6, 3, bias=False), nn.BatchNorm2d(6) if norm else nn.Identity())
         self.head = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Dropout(dropout), nn.Linear(6 * 36, classes))
 
     def forward(self, x):
-        return self.head(self.body(x))
+        return self.head(self.slope * self.body(x))
 
 
 def make_net(seed=0, **options):
@@ -178,6 +179,7 @@ def test_resume_false_starts_again(tmp_path):
     [
         (make_net(), DATA, {"lr": 0.02, "ema": 0.9}, r"lr: \S+ -> 0.02; ema: null -> 0.9"),
         (make_net(1), DATA, {}, r"first weights: \w{12} -> \w{12}"),
+        (make_net(slope=0.5), DATA, {}, r"options or code of the network: \w{12} -> \w{12}"),
         (make_net(), (make_images(seed=5), DATA[1]), {}, "other images, network, objective or settings"),
         (make_net(), (make_images(seed=5).subset(range(40)), DATA[1]), {}, r"training images: \d+ -> 40"),
     ],
@@ -185,9 +187,28 @@ def test_resume_false_starts_again(tmp_path):
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, net, data, changes, what):
     train(make_net(), DATA, TASK, settings(epochs=1), checkpoint_dir=tmp_path)
     kept = (tmp_path / "last.safetensors").read_bytes()
-    with pytest.raises(TrainingError, match=rf"is of another run \({what}\): .* resume=False"):
+    with pytest.raises(TrainingError, match=rf"is of another run \({what}\): .* \(in Python, resume=False"):
         train(net, data, TASK, settings(epochs=1, **changes), checkpoint_dir=tmp_path)
     assert (tmp_path / "last.safetensors").read_bytes() == kept
+
+
+def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path):
+    """Its steps and batches are counted for as many: with more, the rest of the epoch would be skipped."""
+
+    def stop(entry):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(make_net(), DATA, TASK, settings(), checkpoint_dir=tmp_path, on_epoch=stop)
+    tensors, about = checkpoint.read_state(tmp_path / "last.safetensors")
+    assert about["facts"]["processes"] == 1
+    about["facts"]["processes"] = 2
+    checkpoint.write_state(tmp_path / "last.safetensors", tensors, about)
+    message = r"is of a run of 2 processes, and this one has 1: .* go on with 2 \(torchrun --nproc_per_node 2\)"
+    with pytest.raises(TrainingError, match=message):
+        train(make_net(), DATA, TASK, settings(), checkpoint_dir=tmp_path)
+    result = train(make_net(), DATA, TASK, settings(), checkpoint_dir=tmp_path, resume=False)
+    assert (result.resumed_from, len(result.history)) == (0, 4)
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
@@ -419,6 +440,9 @@ def test_two_processes_train_as_one(tmp_path):
     assert first["metrics"][0].item() == pytest.approx(result.metrics["accuracy"])
     losses = [json.loads(text)["loss"] for text in done.stdout.splitlines() if text.startswith("{")]
     assert losses == pytest.approx([entry["loss"] for entry in result.history], rel=1e-4)
+    how = settings(batch_size=16, augment=True)
+    with pytest.raises(TrainingError, match="is of a run of 2 processes, and this one has 1"):
+        train(make_net(), (make_images(64), DATA[1]), TASK, how, device="cpu", checkpoint_dir=tmp_path / "kept")
 
 
 @pytest.fixture

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import shutil
 import socket
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -364,6 +369,135 @@ def test_a_module_in_python():
     assert not module.training
     with pytest.raises(SourceError, match=r"gives \(1, 3, 4\) for one image, expected one row of class scores"):
         load_source(nn.Flatten(2), input_size=(3, 2, 2))
+
+
+# --- what tells networks apart ----------------------------------------------------------------------------------------
+
+
+ACTING = """
+import torch
+from acting_helper import act
+
+SCALE = 2.0
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(12, 3)
+
+    def forward(self, x):
+        return SCALE * torch.relu(act(self.layer(x.flatten(1))))
+
+def build(loud=False):
+    return Net()
+"""
+HELPER = "import torch\n\ndef act(x):\n    return torch.tanh(x)\n"
+
+
+def acting(folder: Path, code: str = ACTING, helper: str = HELPER, **options) -> str:
+    """The identity of a network of one's own code, written to `folder` with what it imports."""
+    folder.mkdir(exist_ok=True)
+    (folder / "acting.py").write_text(code)
+    (folder / "acting_helper.py").write_text(helper)
+    sys.modules.pop("acting_helper", None)
+    return load_source(f"py:{folder}/acting.py:build", input_size=(3, 2, 2), options=options).identity()
+
+
+def test_networks_of_equal_weights_are_told_apart_by_their_options():
+    nets = [load_source("netsmith:small_vit", options={"dim": 24, "depth": 1, "heads": n}) for n in (4, 1, 4)]
+    assert equal(nets[0].model, nets[1].model)
+    assert nets[0].identity() != nets[1].identity()
+    assert nets[0].identity() == nets[2].identity()
+
+
+def test_networks_of_equal_weights_are_told_apart_by_their_code(tmp_path):
+    found = [
+        acting(tmp_path),
+        acting(tmp_path, ACTING.replace("torch.relu", "torch.sigmoid")),
+        acting(tmp_path, ACTING.replace("2.0", "30.0")),
+        acting(tmp_path, helper=HELPER.replace("tanh", "sigmoid")),
+        acting(tmp_path, loud=True),
+    ]
+    assert len(set(found)) == len(found)
+    assert acting(tmp_path) == found[0]
+
+
+def test_networks_are_told_apart_by_weights_and_preprocessing():
+    def identity(seed=0, size=(3, 8, 8), mean=None):
+        return load_source("netsmith:plain_cnn", seed=seed, input_size=size, mean=mean).identity()
+
+    found = [identity(), identity(1), identity(size=(3, 16, 16)), identity(mean=(0.4, 0.4, 0.4))]
+    assert len(set(found)) == len(found)
+    net = load_source("netsmith:plain_cnn", input_size=(3, 8, 8))
+    assert net.identity() == found[0]
+    with torch.no_grad():
+        next(net.model.parameters()).add_(1)
+    assert net.identity() != found[0], "weights that were changed after loading"
+
+
+def test_modules_in_python_are_told_apart_by_what_is_not_a_tensor():
+    class Scaled(nn.Sequential):
+        def __init__(self, scale, act, inner=None):
+            super().__init__(nn.Flatten(), nn.Linear(12, 3, bias=False))
+            nn.init.ones_(self[1].weight)
+            self.scale, self.act, self.inner = scale, act, inner
+
+        def forward(self, input):
+            return self.act(super().forward(input)) * self.scale
+
+    class Louder(Scaled):
+        def forward(self, input):
+            return super().forward(input) + 1
+
+    def power(n):
+        return lambda x: x**n
+
+    def identity(module):
+        return load_source(module, input_size=(3, 2, 2)).identity()
+
+    made = [
+        Scaled(1.0, torch.relu),
+        Scaled(2.0, torch.relu),
+        Scaled(1.0, torch.tanh),
+        Scaled(1.0, power(2)),
+        Scaled(1.0, power(3)),
+        Scaled(1.0, functools.partial(torch.clamp, min=0)),
+        Scaled(1.0, functools.partial(torch.clamp, min=1)),
+        Scaled(1.0, torch.relu, {"a": [1, 2]}),
+        Scaled(1.0, torch.relu, (nn.ReLU(),)),
+        Louder(1.0, torch.relu),
+        nn.Sequential(nn.Flatten(), made_of_ones()),
+    ]
+    found = [identity(module) for module in made]
+    assert len(set(found)) == len(found)
+    assert identity(Scaled(1.0, power(3))) == found[4]
+    ran = Scaled(1.0, torch.relu)
+    ran.last = torch.rand(2)  # what a forward pass keeps is none of the network's
+    kept = identity(ran)
+    ran.last = torch.rand(3)
+    ran.train().register_forward_hook(lambda *_: None)
+    assert identity(ran) == kept
+
+
+def made_of_ones() -> nn.Module:
+    layer = nn.Linear(12, 3, bias=False)
+    nn.init.ones_(layer.weight)
+    return layer
+
+
+def test_an_identity_is_the_same_in_another_process_and_place(tmp_path):
+    """With another seed of hashes, more threads, and the code in another folder."""
+    wanted = [acting(tmp_path / "here"), load_source("timm:levit_128s", pretrained=False).identity()]
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    code = (
+        "import sys, torch; torch.set_num_threads(3)\n"
+        "from netsmith.core.network import load_source\n"
+        "print(load_source(sys.argv[1], input_size=(3, 2, 2)).identity())\n"
+        "print(load_source('timm:levit_128s', pretrained=False).identity())\n"
+    )
+    words = [sys.executable, "-c", code, f"py:{tmp_path}/there/acting.py:build"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
+    assert done.stdout.split() == wanted
 
 
 def test_what_a_network_is_for():

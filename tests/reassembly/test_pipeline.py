@@ -149,6 +149,24 @@ def test_what_a_cache_keeps_by_content_is_of_the_network_that_asks(digits, tmp_p
     assert (new[: len(old), : len(old)] == old).all()
 
 
+def test_a_shared_cache_tells_networks_of_equal_weights_apart(digits, tmp_path):
+    """A ViT's weights do not tell its heads: of each number, a cache keeps what that one gives."""
+
+    def members(heads: int):
+        options = {"dim": 24, "depth": 4, "heads": heads}
+        vit = load_source("netsmith:small_vit", name="vit", num_classes=10, input_size=(1, 8, 8), options=options)
+        return [vit, *zoo()[2:]]
+
+    cache = Cache(tmp_path)
+    four = reassemble(members(4), digits, Budget(), cache=cache, **SETTINGS)
+    one = reassemble(members(1), digits, Budget(), cache=cache, **SETTINGS)
+    alone = reassemble(members(1), digits, Budget(), **SETTINGS)
+    assert (one.table.values == alone.table.values).all()
+    assert not (one.table.values == four.table.values).all()
+    assert [c.scores for c in one.candidates] == [c.scores for c in alone.candidates]
+    assert one.members == alone.members
+
+
 def test_what_is_saved_loads_and_computes_the_same(result, tmp_path):
     summary = write_results(result, tmp_path)
     module = netsmith.load(tmp_path / "artifact")
@@ -254,6 +272,18 @@ def test_finetuning_changes_the_network_and_adapters_alone_when_asked(digits, tm
     own = parent.chain.part(block.start, block.stop).state_dict()
     kept = tuned.module.blocks[0].state_dict()
     assert all(torch.equal(own[name], kept[name]) for name in own if not name.endswith("num_batches_tracked"))
+
+
+def test_another_tuning_in_the_same_folder_is_done_beside_the_first(digits, tmp_path):
+    def resumed_from(lr: float) -> int:
+        settings, cache = TrainSettings(epochs=1, lr=lr, batch_size=256), Cache(tmp_path / "cache")
+        tuned = reassemble(
+            zoo(), digits, Budget(), finetune=settings, cache=cache, checkpoints=tmp_path / "kept", **SETTINGS
+        )
+        assert tuned.training is not None
+        return tuned.training.resumed_from
+
+    assert [resumed_from(lr) for lr in (0.01, 0.02, 0.01)] == [0, 0, 1]
 
 
 def test_a_zoo_of_one_is_refused(digits):

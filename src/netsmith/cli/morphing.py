@@ -49,13 +49,14 @@ def execute(
     splits = open_data(data.source, seed=data.seed, validation_fraction=data.validation_fraction, size=data.size)
     network = base_network(config, splits)
     checkpoints = out / "checkpoints" / fit_key(config, network, splits)
+    compared = out / "cache" / network.identity()[:16]
 
     def ready(space: MorphSpace) -> None:
         check_rivals(config, network, space, splits)
         if begin is not None:
             begin()
         if checkpoints.parent.is_dir() and not checkpoints.is_dir() and any(checkpoints.parent.iterdir()):
-            _log.info("%s is of other settings, weights or data: fitting begins anew", checkpoints.parent)
+            _log.info("%s is of other settings, network or data: fitting begins anew", checkpoints.parent)
 
     result = make_morphable(
         network,
@@ -79,7 +80,7 @@ def execute(
         progress=progress,
         ready=ready,
     )
-    rivals = measure_rivals(config, result, out / "cache", device=device, progress=progress)
+    rivals = measure_rivals(config, result, compared, device=device, progress=progress)
     if processes.first():
         write_results(result, out, config=config.model_dump(mode="json"), rivals=rivals)
         write_report(out)
@@ -92,10 +93,9 @@ _FITTED = {"space", "norms", "order", "generator", "fitting", "training", "seed"
 
 
 def fit_key(config: MorphConfig, network: Network, splits: Splits) -> str:
-    """Name of the folder of the fitting's checkpoints: other settings, weights or data have another one."""
+    """Name of the folder of the fitting's checkpoints: other settings, another network or data have another one."""
     fitted = config.model_dump(mode="json", include=_FITTED)
-    about = (network.provenance.sha256, network.preprocess.to_json(), network.task, splits.fingerprint)
-    return digest("morph", fitted, *about)[:16]
+    return digest("morph", fitted, network.identity(), splits.fingerprint)[:16]
 
 
 def check_rivals(config: MorphConfig, network: Network, space: MorphSpace, splits: Splits) -> None:

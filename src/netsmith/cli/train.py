@@ -53,12 +53,26 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     text = dump_config(config)
     check_folder(arguments.out, arguments.overwrite, text)
     with long_work(session, str(device)):
-        open_folder(arguments.out, arguments.overwrite, session, text)
+        going_on = open_folder(arguments.out, arguments.overwrite, session, text)
+        if arguments.overwrite:
+            forget(arguments.out, going_on)
         with session.console.progress() as bars:
             summary = train_network(config, arguments.out, progress=bars)
         show([summary], session)
         session.console.result(f"wrote {arguments.out / 'artifact'}")
     return 0
+
+
+def forget(folder: Path, going_on: bool) -> None:
+    """Remove the checkpoints of earlier trainings in `folder`, unless one of them goes on: this one begins anew."""
+    from netsmith.core import processes
+    from netsmith.core.checkpoint import BEST, LAST
+
+    if processes.first() and not going_on:
+        for name in (LAST, BEST):  # without the last there is nothing to go on from
+            for file in (folder / "checkpoints").glob(f"*/{name}"):
+                file.unlink()
+    processes.wait()
 
 
 def train_network(config: TrainConfig, folder: Path, *, progress: Progress | None = None) -> dict[str, Any]:

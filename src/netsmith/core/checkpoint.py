@@ -23,7 +23,11 @@ LAST = "last.safetensors"
 BEST = "best.safetensors"
 """State dict of the best epoch so far: a weights file like any other."""
 
+PROCESSES = "processes"
+"""In `facts`: how many took part."""
+
 _HEADER = "netsmith"
+_ELSE = "choose another folder, or delete that one to start again (in Python, resume=False starts again over it)"
 
 
 def write_state(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -40,22 +44,30 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise TrainingError(
             f"'{path}' is no checkpoint of a training run, or a damaged one ({error}). "
-            f"Delete it, or pass resume=False, to start again"
+            f"Delete it to start again; in Python, resume=False does so over it"
         ) from error
 
 
-def facts(settings: Mapping[str, Any], task: str, images: int, weights: str) -> dict[str, Any]:
+def facts(
+    settings: Mapping[str, Any], task: str, images: int, weights: str, structure: str, processes: int
+) -> dict[str, Any]:
     """What a checkpoint tells of its run, so that another one can be told what differs."""
-    return {**settings, "task": task, "training images": images, "first weights": weights[:12]}
+    about = {"task": task, "training images": images, "first weights": weights[:12]}
+    return {**settings, **about, "options or code of the network": structure[:12], PROCESSES: processes}
 
 
 def another_run(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The message for a checkpoint that is not this run's; `old` and `new` are `facts`, `old` empty where unknown."""
     changed = changes(old, new) if old else []
     what = "; ".join(changed) or "other images, network, objective or settings"
+    return f"the checkpoint in '{folder}' is of another run ({what}): {_ELSE}"
+
+
+def other_processes(folder: Path, old: int, new: int) -> str:
+    """The message for a checkpoint of this run that another number of processes has written."""
     return (
-        f"the checkpoint in '{folder}' is of another run ({what}): choose another folder, delete it, or pass "
-        f"resume=False to start again over it"
+        f"the checkpoint in '{folder}' is of a run of {old} process{'es' * (old != 1)}, and this one has {new}: what "
+        f"was done is counted in batches of each, so go on with {old} (torchrun --nproc_per_node {old}); or {_ELSE}"
     )
 
 

@@ -23,6 +23,7 @@ from netsmith.core.libraries import build, commercial_use, facts
 from netsmith.core.manifest_fields import ImageFields, check_fields
 from netsmith.core.output import sha256_file
 from netsmith.core.sources import Facts, Source, parse_source
+from netsmith.core.structure import structure
 from netsmith.core.weights import load_state, load_weights_file, mismatch
 from netsmith.errors import DataError, SourceError
 
@@ -112,6 +113,20 @@ class Network:
     """Names of its outputs, where an artifact tells them."""
     sources: tuple[Provenance, ...] = ()
     """Of an artifact: the networks whose weights it was made of."""
+    code: str | None = None
+    """SHA-256 of the file of a `py:` source."""
+
+    def identity(self) -> str:
+        """Digest of all that decides what it computes now: what is kept of its results is kept under this.
+
+        Weights and buffers, the numbers and the code of its modules (`netsmith.core.structure`), the file of a `py:`
+        source, options, preprocessing with input size, classes and task. The same in every process and on every
+        machine, wherever its files lie, and under any name. It is computed anew at each call: ask before it runs.
+        """
+        return digest(
+            "network", self.model.state_dict(), structure(self.model, dict(self.options)), self.code,
+            self.preprocess.to_json(), self.num_classes, self.task,
+        )  # fmt: skip
 
 
 def load_source(
@@ -160,6 +175,7 @@ def load_source(
     if num_classes is not None and not 0 <= num_classes <= limits.CLASSES:
         raise SourceError(f"num_classes is a number from 0 to {limits.CLASSES}, got {num_classes}.")
     manifest: Mapping[str, Any] = {}
+    code = None
     parsed = None if isinstance(source, nn.Module) else parse_source(source, base)
     called = name or (type(source).__name__.lower() if parsed is None else speakable(parsed.default_name))
     if parsed is None:
@@ -169,6 +185,7 @@ def load_source(
         (known, model, manifest), weights_hash = _open_artifact(parsed, run_code), None
     else:
         known = facts(parsed, pretrained=pretrained)
+        code = sha256_file(Path(parsed.name)) if parsed.scheme == "py" else None
         wanted = builder_options(parsed, known, num_classes, size, options, pretrained)
         model = build(parsed, pretrained=pretrained, seed=seed, options=wanted)
         weights_hash = _load_local(parsed, model)
@@ -194,6 +211,7 @@ def load_source(
         task="segmentation" if dense else known.task,
         classes=tuple(map(str, manifest.get("classes", ()))),
         sources=provenance_of(manifest.get("provenance", ())),
+        code=code,
     )
 
 

@@ -71,7 +71,7 @@ def train_entry(
     _check_fits(network, splits, task)
     network.task = task
     aim = make_task(task, network.num_classes, shape=splits.shape)
-    key = digest("train", splits.fingerprint, network.provenance.sha256, network.preprocess.to_json(), settings)
+    key = digest("train", splits.fingerprint, network.identity(), settings)
     result = train(
         network.model,
         splits,

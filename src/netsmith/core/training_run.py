@@ -25,6 +25,7 @@ from netsmith.core.objective import Objective, Step, Supervised, Wrapped, make_m
 from netsmith.core.processes import any_of_us
 from netsmith.core.session import Session, training_mode
 from netsmith.core.settings import TrainSettings, lr_factor
+from netsmith.core.structure import structure
 from netsmith.core.tasks import Task, sum_type
 from netsmith.errors import TrainingError
 
@@ -109,9 +110,12 @@ class TrainingRun:
         self.best = files.copied_state(model)
         self.key = digest("training", settings, task.name, task.num_classes, self.best) if folder else ""
         if folder:
-            self.key = digest(self.key, train_set.identity(), validation_set.identity(), self._frozen_names())
+            made = structure(model)
+            self.key = digest(self.key, train_set.identity(), validation_set.identity(), self._frozen_names(), made)
             classes = f"{task.name}, {task.num_classes} classes"
-            self.facts = files.facts(settings.model_dump(mode="json"), classes, len(train_set), digest(self.best))
+            self.facts = files.facts(
+                settings.model_dump(mode="json"), classes, len(train_set), digest(self.best), made, current.world
+            )
         self.ema = ModelEmaV3(model, settings.ema, use_warmup=True) if settings.ema else None
         # the wrapper, not the model, is what accelerate patches for mixed precision and wraps for many processes
         self.objective: Objective = Supervised(task, settings.label_smoothing)
@@ -353,6 +357,10 @@ class TrainingRun:
             keys.add(about.get("key"))
         if keys != {self.key}:
             raise TrainingError(files.another_run(self.folder, known, self.facts))
+        processes = known.get(files.PROCESSES, self.current.world)
+        if processes != self.current.world:
+            # steps, batches of an epoch and the learning rate's course are counted for as many
+            raise TrainingError(files.other_processes(self.folder, processes, self.current.world))
         if self.current.accelerator.scaler is not None and scaler_state:
             self.current.accelerator.scaler.load_state_dict(scaler_state)
         self.model.load_state_dict(files.unprefixed("model", tensors))

@@ -101,6 +101,7 @@ class Run:
         self.steps = steps
         self.task = Classification(len(data.classes))
         self.parents: tuple[Parent, ...] = ()
+        self._identity = {n.name: n.identity() for n in networks}
         self._probe: Probe | None = None
         self._shared = ProbeCache()
 
@@ -126,7 +127,7 @@ class Run:
             def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
                 return {}, {"value": judge(parent, images, len(self.data.classes), device=self.device)}
 
-            key = digest(split, self.data.fingerprint, _identity(parent))
+            key = digest(split, self.data.fingerprint, self._identity[parent.name])
             return Piece(f"accuracy-{key}", parent.name, compute)
 
         entries = self.steps.share(what, [piece(p) for p in self.parents])
@@ -147,7 +148,7 @@ class Run:
             with on_device([parent], self.device):
                 return represent(parent.chain, parent.network.preprocess(images), grid=grid).to_tensors()
 
-        key = digest(1, _identity(parent), images, str(grid), parent.chain.cuts)
+        key = digest(1, self._identity[parent.name], images, str(grid), parent.chain.cuts)
         return Piece(f"representation-{key}", parent.name, compute)
 
     def divide(self, table: SimilarityTable, k: int, eps: float, size: Size, restarts: int) -> Partition:
@@ -220,7 +221,7 @@ class Run:
         return StitchCosts(tuple(sources), tuple(targets), entry["values"].numpy())
 
     def _identities(self) -> list[object]:
-        return [(p.name, *_identity(p)) for p in self.parents]
+        return [(p.name, self._identity[p.name]) for p in self.parents]
 
     def probe(self, count: int) -> Probe:
         """The labelled images of closed-form fits; a larger set than that of the comparison."""
@@ -320,7 +321,7 @@ class Run:
 
     def _weights_of(self, recipe: Recipe) -> list[object]:
         used = {n.name for n in recipe.networks}
-        return [_identity(p) for p in self.parents if p.name in used]
+        return [self._identity[p.name] for p in self.parents if p.name in used]
 
     def finish(
         self,
@@ -341,13 +342,16 @@ class Run:
                 candidate.stitched = self._accuracy(module, candidate.recipe, "validation")
                 if settings is None:
                     return candidate, module, None, stitched
+                # what changes the tuning has a folder of its own
+                about = (candidate.recipe.digest, self._weights_of(candidate.recipe), self.data.fingerprint)
+                about = (*about, settings, trainable, init, self._probe.images)
                 result = finetune(
                     module,
                     self.data,
                     settings,
                     trainable=trainable,
                     preprocess=self._preprocess(candidate.recipe),
-                    checkpoints=None if checkpoints is None else checkpoints / candidate.recipe.digest[:16],
+                    checkpoints=None if checkpoints is None else checkpoints / digest(*about)[:16],
                     device=self.device,
                     progress=self.steps.tell,
                 )
@@ -391,8 +395,3 @@ class Run:
 
 def _measure(unit: Unit, size: Size) -> float:
     return 1.0 if size == "units" else float(getattr(unit, size))
-
-
-def _identity(parent: Parent) -> tuple[object, ...]:
-    network = parent.network
-    return (network.provenance.sha256, network.source, network.preprocess.to_json(), network.num_classes)
