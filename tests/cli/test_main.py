@@ -119,6 +119,7 @@ def _failing(monkeypatch, failure, *, kept=None):
         (FileNotFoundError(errno.ENOENT, "no", "zoo.yaml"), "there is no file or folder zoo.yaml."),
         (PermissionError(errno.EACCES, "no", "/root/x"), "no permission for /root/x."),
         (OSError(errno.ENOSPC, "full", "/out/w"), "no space left at /out/w."),
+        (OSError(errno.ENAMETOOLONG, "long", "x" * 300), f"the name {'x' * 60}... is too long for the file system."),
         (MemoryError(), "out of memory."),
     ],
 )

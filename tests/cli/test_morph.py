@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from netsmith.cli import morphing
 from netsmith.cli.main import main
 from netsmith.core.data import open_data
 from netsmith.core.engine import evaluate
@@ -116,6 +117,25 @@ def test_an_interrupted_comparison_goes_on_from_its_cache(base, tmp_path, monkey
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_stopped_while_it_writes_its_report_goes_on(base, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(morphing, "write_report", interrupted)
+        assert morph(base, out) == 130
+    assert (out / "summary.json").exists()
+    assert not (out / "report.html").exists()
+    assert morph(base, out) == 0
+    assert "going on with the unfinished run" in capsys.readouterr().err
+    assert (out / "report.html").exists()
+    assert morph(base, out) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
 
 
 @pytest.mark.slow

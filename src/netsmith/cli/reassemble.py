@@ -91,6 +91,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
         helpers = jobs.helpers(words, arguments.jobs, arguments.cluster, parameters, folder, session)
         with helpers, session.console.progress() as bars:
             summary = execute(config, arguments.out, cache=cache, device=str(device), progress=bars)
+            session.finished = True
         show(summary, session)
         show_written(arguments.out, session)
     return 0

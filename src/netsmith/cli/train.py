@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
         open_folder(arguments.out, arguments.overwrite, session, text)
         with session.console.progress() as bars:
             summary = train_network(config, arguments.out, progress=bars)
+        session.finished = True
         show([summary], session)
         session.console.result(f"wrote {arguments.out / 'artifact'}")
     return 0
