@@ -116,6 +116,7 @@ def _worker_words(arguments: argparse.Namespace, cache: Path) -> list[str]:
     words = ["reassemble", arguments.config, "--worker", "--cache", str(cache), "--quiet"]
     for override in arguments.overrides:
         words += ["--set", override]
+    words += ["--run-code"] if arguments.run_code else []
     for name in ("seed", "device"):
         value = getattr(arguments, name)
         words += [] if value is None else [f"--{name}", str(value)]
