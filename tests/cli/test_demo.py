@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from netsmith import report
+from netsmith.cli import demo, morph, reassemble, train
 from netsmith.cli.demo import MEMBERS
 from netsmith.cli.main import main
 from netsmith.config import load_morph_config
@@ -49,3 +51,31 @@ def test_the_demo_tells_its_story(tmp_path, capsys):
     assert main(["evaluate", f"{out / 'any_width' / 'artifact'}@0.5", "--data", "digits", "--json"]) == 0
     # its zoo is made of artifacts like those of `netsmith train`
     assert main(["evaluate", str(out / "zoo" / "plain" / "artifact"), "--data", "digits", "--json"]) == 0
+
+
+def test_what_an_interrupted_demo_says_goes_on(tmp_path, capsys, monkeypatch):
+    """It is stopped in its last phase, where the reassembly's summary is there already."""
+    out, done = tmp_path / "demo", []
+
+    def reassembled(folder, *_):
+        (folder / "summary.json").write_text("{}")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    def silent(*_):
+        done.append(None)
+
+    for module, name, stand_in in (
+        (demo, "train_member", silent), (demo, "reassemble_zoo", reassembled), (demo, "_budget", silent),
+        (demo, "morph_result", interrupted), (report, "write_report", silent),
+        (train, "show", silent), (reassemble, "show", silent), (morph, "show", silent),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, stand_in)
+    assert main(["demo", "--out", str(out)]) == 130
+    (again,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  netsmith ")]
+    monkeypatch.setattr(demo, "morph_result", silent)
+    assert main(again.split()[1:]) == 0
+    assert "going on with the unfinished run" in capsys.readouterr().err
+    assert main(again.split()[1:]) == 2
+    assert "exists and is not empty" in capsys.readouterr().err

@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from netsmith.cli import train as train_verb
 from netsmith.cli.console import RunLog
 from netsmith.cli.main import main
 from netsmith.core.artifact import verify
 from netsmith.core.output import mend, temporary
+from netsmith.errors import TrainingError
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from launching import command, environment
@@ -125,6 +127,81 @@ def test_a_folder_that_was_being_replaced_is_never_lost(tmp_path, successor):
     assert mend(tmp_path) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["artifact"]
     assert (tmp_path / "artifact/which").read_text() == ("new" if successor else "old")
+
+
+# --- unfinished, or begun and killed ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt(), TrainingError("no more"), ZeroDivisionError()])
+def test_a_run_that_stops_after_its_summary_goes_on_by_the_same_command(config, tmp_path, capsys, monkeypatch, stopped):
+    out, real = tmp_path / "out", train_verb.train_network
+
+    def late(*arguments, **named):
+        real(*arguments, **named)
+        raise stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_verb, "train_network", late)
+        with contextlib.suppress(ZeroDivisionError):  # a fault of ours keeps its traceback
+            train(config, out)
+    assert (out / "summary.json").exists()
+    assert not (out / ".lock").exists()
+    capsys.readouterr()
+    assert train(config, out, "--set", "training.lr=0.5") == 2
+    assert "holds an unfinished run of another config" in capsys.readouterr().err
+    assert main(["train", str(config), "--out", str(out)]) == 0
+    text = capsys.readouterr().err
+    assert "going on with the unfinished run" in text
+    assert "ended without a word" not in text
+    assert not (out / ".running.json").exists()
+    assert train(config, out) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_run_killed_before_its_config_was_there_is_begun_anew(config, tmp_path, begun, more):
+    """As `kill -9` leaves it right before the rename of `.running.json`, or of `config.yaml`."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".lock").touch()
+    if begun:
+        (out / ".netsmith").touch()
+        (out / ".running.json").write_text("{}")
+    left_by_a_dead_process(out / ("config.yaml" if begun else ".running.json"), "tmp").write_text("{")
+    assert train(config, out, *more) == 0
+    assert not list(out.glob(".*.tmp"))
+    assert (out / "artifact").is_dir()
+
+
+def test_what_was_put_aside_by_a_killed_run_is_no_trace(config, tmp_path, capsys):
+    old = left_by_a_dead_process(tmp_path / "out" / "artifact", "old")
+    old.mkdir(parents=True)
+    assert train(config, tmp_path / "out") == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+    assert old.is_dir()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"- 1\n", b"text", b"a: [\n"])
+def test_a_config_that_is_none_cannot_be_gone_on_with(config, tmp_path, capsys, content):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".netsmith").touch()
+    (out / "config.yaml").write_bytes(content)
+    assert train(config, out) == 2
+    text = capsys.readouterr().err
+    assert (
+        f"{out / 'config.yaml'} cannot be read as a config, so the unfinished run there cannot be gone on with" in text
+    )
+    assert "--overwrite to begin anew" in text
+    assert (out / "config.yaml").read_bytes() == content
+    assert train(config, out, "--overwrite") == 0
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + "/b"])
+def test_a_name_that_is_too_long_is_said(config, tmp_path, capsys, name):
+    assert train(config, tmp_path / name) == 2
+    assert "is too long for the file system. Choose a shorter one with --out." in capsys.readouterr().err
 
 
 # --- disks ------------------------------------------------------------------------------------------------------------

@@ -46,6 +46,17 @@ def test_a_plan_tells_time_memory_and_disk(tmp_path, capsys):
     assert 10 < seconds(more, "fine-tuning") / seconds(text, "fine-tuning") < 1000
 
 
+def test_a_loose_budget_is_not_taken_for_the_size_of_the_network(tmp_path, capsys):
+    text = ZOO.replace("DATA", "digits").replace("EPOCHS", "300")
+    without = planned(tmp_path, capsys, text)
+    loose = planned(tmp_path, capsys, text + "budget: {macs: 500G, params: 500G}\n")
+    # no network is larger than the largest of the zoo (the machine may be busier now and then)
+    assert seconds(loose, "fine-tuning") / seconds(without, "fine-tuning") < 20
+    assert re.search(r"memory: about \d+ MB", loose)
+    assert re.search(r"disk: about \d+ MB", loose)
+    assert "e+" not in loose
+
+
 def test_without_the_data_there_is_only_a_rate(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("NETSMITH_DATA", str(tmp_path / "nowhere"))
     text = planned(tmp_path, capsys, ZOO.replace("DATA", "torchvision:CIFAR10").replace("EPOCHS", "2"))
@@ -91,12 +102,20 @@ def test_a_rate_is_measured_with_a_network_of_middle_size():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.2, "1 s"), (59, "59 s"), (89, "89 s"), (90, "1.5 min"), (7200, "2 h"), (86400 * 3, "3 days")],
+    [
+        (0.2, "1 s"),
+        (59, "59 s"),
+        (89, "89 s"),
+        (90, "1.5 min"),
+        (7200, "2 h"),
+        (86400 * 3, "3 days"),
+        (86400 * 123.4, "120 days"),
+    ],
 )
 def test_durations_in_words(value, text):
     assert in_words(value) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(10, "1 MB"), (85e6, "85 MB"), (2.14e9, "2.1 GB")])
+@pytest.mark.parametrize(("value", "text"), [(10, "1 MB"), (85e6, "85 MB"), (2.14e9, "2.1 GB"), (2.14e12, "2100 GB")])
 def test_sizes_in_words(value, text):
     assert size_in_words(value) == text

@@ -10,6 +10,7 @@ import pytest
 
 from netsmith.cli import main as entry
 from netsmith.cli.main import VERBS, main
+from netsmith.core import processes
 from netsmith.errors import ConfigError, SourceError
 
 NAMES = [verb.__name__.rpartition(".")[2] for verb in VERBS]
@@ -119,6 +120,7 @@ def _failing(monkeypatch, failure, *, kept=None):
         (FileNotFoundError(errno.ENOENT, "no", "zoo.yaml"), "there is no file or folder zoo.yaml."),
         (PermissionError(errno.EACCES, "no", "/root/x"), "no permission for /root/x."),
         (OSError(errno.ENOSPC, "full", "/out/w"), "no space left at /out/w."),
+        (OSError(errno.ENAMETOOLONG, "long", "x" * 300), f"the name {'x' * 60}... is too long for the file system."),
         (MemoryError(), "out of memory."),
     ],
 )
@@ -158,6 +160,45 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(monkeypatch, capsys, tmp_path
 def test_ctrl_c_before_anything_was_written(monkeypatch, capsys):
     assert _failing(monkeypatch, KeyboardInterrupt()) == 130
     assert "interrupted; nothing was written." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"RANK": "x"}, "the environment's RANK is 'x', expected a whole number of at least 0. Launch with torchrun"),
+        ({"RANK": "-1"}, "RANK is '-1'"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', expected a whole number of at least 1"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2, expected less than WORLD_SIZE, which is 2"),
+    ],
+)
+def test_an_environment_of_no_launcher_is_refused(variables, message, monkeypatch, capsys):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(["presets", "list"]) == 2
+    streams = capsys.readouterr()
+    assert message in streams.err
+    assert len(streams.err.splitlines()) == 1
+    assert not streams.out
+
+
+def test_a_process_launched_alone_is_the_first_whatever_its_rank(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    assert main(["presets", "list"]) == 0
+    assert "cifar10" in capsys.readouterr().out
+    assert processes.first()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not processes.first()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell is needed that closes streams")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_fault(closed):
+    words = f"'{sys.executable}' -W error -m netsmith presets list {closed}"
+    done = subprocess.run(["/bin/sh", "-c", words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    assert ("cifar10" in done.stdout) == (closed == "2>&-")
 
 
 def test_help_needs_no_torch():

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from netsmith.cli import morphing
 from netsmith.cli.main import main
 from netsmith.core.data import open_data
 from netsmith.core.engine import evaluate
@@ -116,6 +117,25 @@ def test_an_interrupted_comparison_goes_on_from_its_cache(base, tmp_path, monkey
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_stopped_while_it_writes_its_report_goes_on(base, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(morphing, "write_report", interrupted)
+        assert morph(base, out) == 130
+    assert (out / "summary.json").exists()
+    assert not (out / "report.html").exists()
+    assert morph(base, out) == 0
+    assert "going on with the unfinished run" in capsys.readouterr().err
+    assert (out / "report.html").exists()
+    assert morph(base, out) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -342,6 +362,15 @@ def _rewrite(artifact, **changes):
         (["--ratio", "0"], "a ratio must be above 0"),
         (["--ratio", "-1"], "a ratio must be above 0"),
         (["--ratio", "half"], "--ratio: a number was expected, 'half' came"),
+        (["--ratio", "nan"], "--ratio: a finite number was expected, 'nan' came"),
+        (["--latency-ms", "nan"], "--latency-ms: a finite number was expected, 'nan' came"),
+        (["--latency-ms", "1e999"], "--latency-ms: a finite number was expected, '1e999' came"),
+        (["--params", "nan"], "--params: a finite number was expected, 'nan' came"),
+        (["--macs", "inf"], "--macs: a finite number was expected, 'inf' came"),
+        (
+            ["--width", "features.0.0=4", "--width", "features.0.0=6"],
+            "--width: 'features.0.0' is there twice, with 4 and 6. Keep one of them",
+        ),
         (["--width", "features.0.0=2.5"], "GROUP=N with a whole number was expected"),
         (["--width", "features.0.0=0"], "the width of 'features.0.0' must be an integer of at least 1, not 0"),
         (["--width", "features.0.1=3"], "no group of the morph space is called 'features.0.1'. Did you mean 'featur"),

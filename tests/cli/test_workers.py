@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from netsmith.cli.main import main
+from netsmith.cli import jobs
+from netsmith.cli.console import Console, RunLog
+from netsmith.cli.main import build_parser, main
+from netsmith.cli.reassemble import _worker_words
+from netsmith.cli.session import Session
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from launching import REASSEMBLE, command, environment, netsmith
@@ -68,6 +75,57 @@ def test_two_runs_share_a_cache_but_not_a_folder(alone, tmp_path):
     for name in ("a", "b"):
         assert (tmp_path / name / "recipe.json").read_bytes() == (alone / "out/recipe.json").read_bytes()
     assert not [p for p in (tmp_path / "cache").iterdir() if p.name.startswith(".")]
+
+
+def test_what_was_said_of_the_users_code_holds_for_the_jobs_too():
+    words = ["reassemble", "zoo.yaml", "--out", "o", "--seed", "1", "--set", "probe.images=64"]
+    with_code = _worker_words(build_parser().parse_args([*words, "--run-code"]), Path("c"))
+    without = _worker_words(build_parser().parse_args(words), Path("c"))
+    assert [word for word in with_code if word not in without] == ["--run-code"]
+    assert build_parser().parse_args(with_code).run_code
+
+
+@dataclass
+class Job:
+    """A job as submitit's, that ends after so many looks."""
+
+    job_id: str
+    looks: int = 0
+    error: Exception | None = None
+    cancelled: bool = False
+
+    def done(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+    def exception(self) -> Exception | None:
+        return self.error
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    @property
+    def paths(self) -> SimpleNamespace:
+        return SimpleNamespace(stderr=Path("jobs") / f"{self.job_id}_log.err")
+
+
+def test_of_a_job_that_fails_its_log_is_named(tmp_path, monkeypatch, capsys):
+    made = [Job("good"), Job("bad", error=RuntimeError("no")), Job("late", looks=2, error=RuntimeError("no"))]
+    made.append(Job("waiting", looks=1000))
+    monkeypatch.setattr(jobs, "_submitted", lambda *_: made)
+    monkeypatch.setattr(jobs, "_LOOK", 0.01)
+    console = Console()
+    with jobs.helpers(["presets"], 4, "local", {}, tmp_path, Session(console, RunLog(), ())):
+        end = time.monotonic() + 30
+        while made[2].looks >= 0 and time.monotonic() < end:
+            time.sleep(0.01)
+    text = capsys.readouterr().err
+    told = [line for line in text.splitlines() if line.startswith("warning: ")]
+    assert told == [
+        f"warning: job {name} failed and helps no more; why is in {Path('jobs') / f'{name}_log.err'}"
+        for name in ("bad", "late")
+    ]
+    assert [job.cancelled for job in made] == [False, False, False, True]
 
 
 def test_a_worker_needs_a_cache(alone, capsys):

@@ -330,6 +330,8 @@ def test_a_new_folder_is_made_and_recognised(tmp_path):
     folder = prepare_output(tmp_path / "runs" / "a")
     assert folder.is_dir()
     assert is_own(folder)
+    check_output(folder)  # nothing but its marker
+    (folder / "summary.json").touch()
     with pytest.raises(OutputError, match=r"exists and is not empty. Pass --overwrite, or choose a new folder"):
         check_output(folder)
 
@@ -370,6 +372,7 @@ def test_home_and_the_working_folder_are_never_overwritten(tmp_path, monkeypatch
     (tmp_path / "home" / "work").mkdir(parents=True)
     (tmp_path / "home" / ".netsmith").touch()
     (tmp_path / "home" / "work" / ".netsmith").touch()
+    (tmp_path / "home" / "work" / "notes.txt").touch()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path / "home" / "work")
     for folder in (tmp_path / "home", Path(), tmp_path / "home" / "work" / ".." / "work", Path("/")):
@@ -404,6 +407,7 @@ def test_no_space(tmp_path):
         (errno.EACCES, "No permission to write"),
         (errno.EROFS, "No permission to write"),
         (errno.ENOTDIR, "a file is in the way"),
+        (errno.ENAMETOOLONG, "is too long for the file system"),
         (errno.EIO, "Cannot write"),
     ],
 )

@@ -127,6 +127,10 @@ ABSURD = {
         ("data: {source: digits, validation_fraction: .nan}", "validation_fraction"),
         ("seed: -1", "seed"),
         ("device: 'cuda:99999999999999999999'", "device"),
+        ("device: 'cuda:300'", "device: expected auto, cpu, cuda, cuda:N or mps, got 'cuda:300'"),
+        ("device: 'cuda:²'", "device: expected"),
+        ("device: meta", "device: expected auto, cpu, cuda, cuda:N or mps, got 'meta'"),
+        ("device: vulkan", "device: expected"),
         ("zoo: [{source: netsmith:lenet, input_size: [3, 1000000000, 1000000000]}, netsmith:small_vit]", "input_size"),
         ("zoo: [{source: netsmith:lenet, num_classes: 1000000000}, netsmith:small_vit]", "num_classes"),
         ("zoo: [{source: netsmith:lenet, mean: [.nan]}, netsmith:small_vit]", "mean"),
@@ -179,7 +183,7 @@ def test_absurd_numbers_are_refused_with_what_came_and_what_is_allowed(tmp_path,
 
 
 @pytest.mark.parametrize(
-    "text", ["probe.images=1000000000", "seed=1e999", "data.size=.nan", "x=!!python/name:os.system"]
+    "text", ["probe.images=1000000000", "seed=1e999", "data.size=.nan", "x=!!python/name:os.system", "device=meta"]
 )
 def test_overrides_are_held_to_the_same(tmp_path, capsys, text):
     file = config(tmp_path, GOOD)

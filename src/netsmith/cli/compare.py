@@ -96,6 +96,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     if arguments.out is not None:
         open_folder(arguments.out, arguments.overwrite, session)
         write(facts, arguments.out, session)
+        session.finished = True
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -197,6 +198,14 @@ class Bars:
             )
             self._live.start()
         return self._live
+
+
+def open_missing_streams() -> None:
+    """Where the caller has closed a standard stream (`>&-`), let what goes there come to nothing."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(nowhere, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - until the end
 
 
 def start_logging(console: Console) -> tuple[RunLog, NoteHandler]:

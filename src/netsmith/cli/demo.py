@@ -70,6 +70,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
         with console.progress() as bars:
             morph_result(out, arguments.seed, device, bars)
         write_report(out)  # once more: it links to the family that is there now
+        session.finished = True
     finally:
         torch.set_num_threads(threads)
     console.result("\nThat network at any width, from one artifact:")

@@ -29,6 +29,8 @@ def message_of(failure: BaseException) -> str | None:
     if isinstance(failure, OSError) and failure.errno in _FULL:
         where = f" at {failure.filename!s}" if failure.filename else ""
         return f"no space left{where}. Free some, or give another --out; what was finished before is kept."
+    if isinstance(failure, OSError) and failure.errno == errno.ENAMETOOLONG:
+        return f"the name {str(failure.filename)[:60]}... is too long for the file system. Give a shorter one."
     if isinstance(failure, MemoryError) or type(failure).__name__ == "OutOfMemoryError":
         return "out of memory. Try a smaller batch size, fewer probe images, or --device cpu."
     return None

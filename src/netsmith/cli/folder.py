@@ -20,6 +20,7 @@ from netsmith.core.output import (
     LOCK,
     MARKER,
     check_output,
+    holds_something,
     mend,
     named_os_errors,
     prepare_output,
@@ -27,7 +28,7 @@ from netsmith.core.output import (
     write_text,
 )
 from netsmith.core.yaml_text import read_yaml
-from netsmith.errors import OutputError
+from netsmith.errors import NetsmithError, OutputError
 
 from .session import Session
 
@@ -46,16 +47,30 @@ def check_folder(out: Path, overwrite: bool, config_text: str | None = None) -> 
     """
     if not processes.first():
         return
-    refuse_if_held(out)
-    if can_continue(out, config_text):
+    with named_os_errors(out):
+        refuse_if_held(out)
+        if can_continue(out, config_text):
+            return
+        if not overwrite:
+            _refuse_another_config(out, config_text)
+        check_output(out, overwrite)
+
+
+def _refuse_another_config(out: Path, config_text: str | None) -> None:
+    """Raise OutputError if an unfinished run in `out` cannot be gone on with; nothing to say where there is none."""
+    if config_text is None or not unfinished(out):
         return
-    changed = [] if overwrite else changed_keys(out, config_text)
+    if _kept_config(out) is None:
+        raise OutputError(
+            f"{out / 'config.yaml'} cannot be read as a config, so the unfinished run there cannot be gone on with. "
+            "Pass --overwrite to begin anew, or choose a new folder with --out."
+        )
+    changed = changed_keys(out, config_text)
     if changed:
         raise OutputError(
             f"{out} holds an unfinished run of another config:\n" + "".join(f"  {line}\n" for line in changed) + "Give "
             "the old values to go on with it, --overwrite to begin anew, or choose a new folder with --out."
         )
-    check_output(out, overwrite)
 
 
 def unfinished(out: Path) -> bool:
@@ -66,17 +81,23 @@ def unfinished(out: Path) -> bool:
 
 def can_continue(out: Path, config_text: str | None) -> bool:
     """Whether `out` holds a run of this very config that did not finish."""
-    if config_text is None or not unfinished(out):
-        return False
-    return (out / "config.yaml").read_text(encoding="utf-8") == config_text
+    return config_text is not None and unfinished(out) and _kept_config(out) == config_text
 
 
 def changed_keys(out: Path, config_text: str | None) -> list[str]:
     """What this config has changed in that of the unfinished run in `out`, one line a key; empty without such a run."""
-    if config_text is None or not unfinished(out):
-        return []
-    old, new = read_yaml((out / "config.yaml").read_text(encoding="utf-8")), read_yaml(config_text)
-    return [] if old.faults else changes(old.value, new.value)
+    old = _kept_config(out) if config_text is not None and unfinished(out) else None
+    return [] if old is None or config_text is None else changes(read_yaml(old).value, read_yaml(config_text).value)
+
+
+def _kept_config(out: Path) -> str | None:
+    """The config of the run in `out`; None where what is there is no text of keys and values, and so not ours."""
+    try:
+        text = (out / "config.yaml").read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return None
+    document = read_yaml(text)
+    return text if isinstance(document.value, dict) and not document.faults else None
 
 
 def open_folder(out: Path, overwrite: bool, session: Session, config_text: str | None = None) -> bool:
@@ -98,7 +119,7 @@ def _open(out: Path, overwrite: bool, session: Session, config_text: str | None)
     changed = [] if going_on else changed_keys(out, config_text)
     if not going_on:
         check_output(out, overwrite)
-    made = not going_on and (not out.exists() or not any(out.iterdir()))
+    made = not going_on and (not out.exists() or not holds_something(out))
     lock, killed = hold(out)
     session.lock, session.made = lock, made
     if not going_on:
@@ -108,7 +129,7 @@ def _open(out: Path, overwrite: bool, session: Session, config_text: str | None)
     session.kept = out
     session.log.open(out)
     mended = mend(out)
-    if killed is not None:
+    if killed is not None and "stopped" not in killed:
         session.console.note(f"the run before this one ({_who(killed)}) ended without a word")
     if mended:
         session.console.note(f"{mended} half-written files and folders of killed runs were cleaned up")
@@ -122,7 +143,7 @@ def _open(out: Path, overwrite: bool, session: Session, config_text: str | None)
 
 
 def hold(out: Path) -> tuple[FileLock, Mapping[str, Any] | None]:
-    """Keep other runs out of `out` until this process ends; also who held it before, if that run was killed.
+    """Keep other runs out of `out` until this process ends; also who held it before, if that run did not finish.
 
     The operating system frees the lock when its holder ends, however it ends.
 
@@ -137,7 +158,7 @@ def hold(out: Path) -> tuple[FileLock, Mapping[str, Any] | None]:
         except Timeout:
             raise _busy(out) from None
         before = _holder(out)
-        about = {"pid": os.getpid(), "machine": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        about = {"pid": os.getpid(), "machine": platform.node(), "since": _now()}
         write_json(out / HOLDER, about)
     return lock, before
 
@@ -157,15 +178,26 @@ def refuse_if_held(out: Path) -> None:
 
 
 def let_go(session: Session) -> None:
-    """Let other runs into the folder again, at the end of this one."""
+    """Let other runs into the folder again, at the end of this one.
+
+    The holder's file stays where a run did not finish, whatever else is there: by it the next one knows.
+    """
     if session.lock is None:
         return
     folder = Path(session.lock.lock_file).parent
+    with contextlib.suppress(OSError, NetsmithError):
+        if session.finished or session.kept is None:
+            (folder / HOLDER).unlink(missing_ok=True)
+        elif (folder / HOLDER).exists():
+            write_json(folder / HOLDER, {**(_holder(folder) or {}), "stopped": _now()})
     with contextlib.suppress(OSError):
-        for name in (HOLDER, LOCK):
-            (folder / name).unlink(missing_ok=True)
+        (folder / LOCK).unlink(missing_ok=True)
     session.lock.release()
     session.lock = None
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _holder(out: Path) -> Mapping[str, Any] | None:

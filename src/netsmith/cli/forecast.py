@@ -12,11 +12,13 @@ from netsmith.core.estimates import (
     Rate,
     Sketch,
     image_counts,
+    in_digits,
     in_words,
     measured,
     size_in_words,
     sketch,
 )
+from netsmith.core.profile import Bound
 from netsmith.core.zoo import ZooEntry
 
 _CUTS = 16  # of a network, as a rule: between 8 (ResNet-18) and 24 (large transformers)
@@ -36,10 +38,8 @@ def forecast_reassembly(config: ReassembleConfig, device: str, progress: Progres
         return [_unknown(rate, config.data.source)]
     train, validation, test = counts
     macs = sum(s.macs for s in sketches)
-    bound, params_bound = config.budget.macs, config.budget.params
-    chosen = macs / len(sketches) if bound is None or bound.max is None else float(bound.max)
-    params = sum(s.params for s in sketches) / len(sketches)
-    params = params if params_bound is None or params_bound.max is None else float(params_bound.max)
+    chosen = _expected([s.macs for s in sketches], config.budget.macs)
+    params = _expected([s.params for s in sketches], config.budget.params)
     fit, scored = min(config.stitch.images, train), min(config.score.images, validation)
     images = config.search.candidates * (_FITTED_PASSES * fit + scored)
     seconds = {
@@ -91,6 +91,13 @@ def forecast_morph(config: MorphConfig, device: str, progress: Progress | None =
     return _lines(rate, seconds, memory, disk, False)
 
 
+def _expected(counts: Sequence[int], bound: Bound | None) -> float:
+    """What the chosen network will have: as much as its bound allows, yet no more than the largest of the zoo."""
+    if bound is None or bound.max is None:
+        return sum(counts) / len(counts)
+    return min(float(bound.max), float(max(counts)))
+
+
 def _manner(tune: TrainSettings | None, precision: str) -> dict[str, Any]:
     if tune is None:
         return {}
@@ -125,15 +132,19 @@ def _unknown(rate: Rate | None, source: str) -> str:
         return f"{_BEGINS}: none, since counting a network of the user's own would run its code"
     return (
         f"{_BEGINS}: none before {source} is on this machine; with {rate.name}, {rate.device} does "
-        f"{rate.forward / 1e9:.3g} G MACs a second, {rate.training / 1e9:.3g} G while training"
+        f"{_giga(rate.forward)} MACs a second, {_giga(rate.training)} while training"
     )
+
+
+def _giga(count: float) -> str:
+    return f"{in_digits(count / 1e9, 3)} G"
 
 
 def _lines(rate: Rate, seconds: dict[str, float], memory: int | float, disk: int | float, partly: bool) -> list[str]:
     parts = ", ".join(f"{name} {in_words(value)}" for name, value in seconds.items())
     lines = [
         f"{_BEGINS}, within a factor of about two, for one process on {rate.device} as it is now "
-        f"({rate.forward / 1e9:.3g} G MACs a second with {rate.name}, {rate.training / 1e9:.3g} G while training):",
+        f"({_giga(rate.forward)} MACs a second with {rate.name}, {_giga(rate.training)} while training):",
         f"  time: about {in_words(math.fsum(seconds.values()))} ({parts})",
         f"  memory: about {size_in_words(memory)} beside the images and the libraries",
         f"  disk: about {size_in_words(disk)} in the output folder",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from netsmith.core import launched
 from netsmith.errors import ConfigError, MissingDependencyError
 
 from .session import Session
@@ -46,11 +47,16 @@ def _parameter(text: str) -> tuple[str, Any]:
     return key, int(value) if value.isdigit() else value
 
 
+_LOOK, _PATIENCE = 2.0, 30.0  # seconds between two looks at the jobs, and to wait for the last one
+
+
 @contextmanager
 def helpers(
     words: Sequence[str], count: int, cluster: str, parameters: Mapping[str, Any], folder: Path, session: Session
 ) -> Iterator[None]:
     """Meanwhile `count` jobs run `netsmith WORDS`; those that are still there at the end are cancelled.
+
+    Of a job that fails the user is told when it happens, since the run goes on without it.
 
     Args:
         words: of a worker's command line.
@@ -64,18 +70,52 @@ def helpers(
         MissingDependencyError: without the `slurm` extra.
         ConfigError: there is no such cluster here, or it does not know a parameter.
     """
-    first = os.environ.get("RANK", "0") == "0"  # of processes that were launched together, one asks for help
+    first = launched.rank() == 0  # of processes that were launched together, one asks for help
     jobs = _submitted(words, count, cluster, parameters, folder) if count and first else []
+    leaving = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(jobs, leaving, session), daemon=True)
     if jobs:
         ids = ", ".join(str(job.job_id) for job in jobs)
         session.console.note(f"{count} jobs of {cluster} help: {ids}; their logs are in {folder}")
+        watcher.start()
     try:
         yield
     finally:
+        leaving.set()
+        if jobs:
+            watcher.join(_PATIENCE)
         for job in jobs:
             with suppress(Exception):  # a job that has ended by itself cannot be cancelled
                 if not job.done():
                     job.cancel()
+
+
+def _watch(jobs: Sequence[Any], leaving: threading.Event, session: Session) -> None:
+    """Tell of every job that fails, until all have ended or the run is leaving."""
+    left, last = list(jobs), False
+    while left and not last:
+        last = leaving.wait(_LOOK)
+        for job in [job for job in left if _ended(job)]:
+            left.remove(job)
+            if _failed(job):
+                session.console.note(f"warning: job {job.job_id} failed and helps no more; why is in {_log_of(job)}")
+
+
+def _ended(job: Any) -> bool:
+    with suppress(Exception):  # a cluster that does not answer now is asked again
+        return bool(job.done())
+    return False
+
+
+def _failed(job: Any) -> bool:
+    try:
+        return job.exception() is not None
+    except Exception:  # it left no result that can be read
+        return True
+
+
+def _log_of(job: Any) -> Path:
+    return Path(job.paths.stderr)
 
 
 def _submitted(

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Sequence
 
 from netsmith import __version__
-from netsmith.errors import did_you_mean
+from netsmith.core import launched
+from netsmith.errors import ConfigError, did_you_mean
 
 from . import compare, demo, dissect, evaluate, explore, export, morph, presets, reassemble, report, sample, train, zoo
-from .console import Console, start_logging, stop_logging
+from .console import Console, open_missing_streams, start_logging, stop_logging
 from .failures import USER_ERROR, interrupted_message, message_of
 from .parser import Parser, UsageError, examples
 from .session import Session
@@ -51,10 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 2 for a mistake of the user's, 130 when interrupted."""
     words = tuple(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words or os.environ.get("NETSMITH_DEBUG", "") not in ("", "0")
-    console = Console(quiet="--quiet" in words, rank=int(os.environ.get("RANK", "0")))
+    open_missing_streams()
+    rank, fault = _rank()
+    console = Console(quiet="--quiet" in words, rank=rank)
     log, notes = start_logging(console)
     session = Session(console, log, words)
     try:
+        if fault is not None:
+            raise fault
         return _run(words, session)
     except KeyboardInterrupt as stopped:
         kept = str(session.kept) if session.kept else None
@@ -80,6 +85,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             let_go(session)
         stop_logging(log, notes)
+
+
+def _rank() -> tuple[int, ConfigError | None]:
+    """This process's number among those launched together, and what is wrong with the environment that tells it."""
+    try:
+        return launched.rank(), None
+    except ConfigError as fault:
+        return 0, fault
 
 
 def _run(words: tuple[str, ...], session: Session) -> int:

@@ -74,6 +74,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
                 begin=lambda: open_folder(arguments.out, arguments.overwrite, session, text),
                 progress=bars,
             )
+        session.finished = True
         show(arguments.out, session)
         show_written(arguments.out, session)
     return 0

@@ -174,7 +174,12 @@ def device_of(name: str | None) -> torch.device:
     """
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(best if name in (None, "auto") else name)
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    there = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+        "xpu": torch.xpu.device_count(),
+    }
     if device.type in there and (device.index or 0) >= there[device.type]:
         raise SourceError(
             f"there is no device '{name}' here: torch {torch.__version__} finds {best}. "

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from netsmith.core.consent import code_allowed
+from netsmith.core.device_names import is_device_name
 
 from .session import Session
 
@@ -126,6 +127,6 @@ def override(text: str) -> str:
 
 def device_name(text: str) -> str:
     """A device of torch by its name; whether it is there is checked when it is used."""
-    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", text):
+    if not is_device_name(text):
         raise argparse.ArgumentTypeError(f"cpu, cuda, cuda:1, xpu or mps was expected, '{text}' came")
     return text

@@ -91,6 +91,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
         helpers = jobs.helpers(words, arguments.jobs, arguments.cluster, parameters, folder, session)
         with helpers, session.console.progress() as bars:
             summary = execute(config, arguments.out, cache=cache, device=str(device), progress=bars)
+            session.finished = True
         show(summary, session)
         show_written(arguments.out, session)
     return 0
@@ -115,6 +116,7 @@ def _worker_words(arguments: argparse.Namespace, cache: Path) -> list[str]:
     words = ["reassemble", arguments.config, "--worker", "--cache", str(cache), "--quiet"]
     for override in arguments.overrides:
         words += ["--set", override]
+    words += ["--run-code"] if arguments.run_code else []
     for name in ("seed", "device"):
         value = getattr(arguments, name)
         words += [] if value is None else [f"--{name}", str(value)]

@@ -7,13 +7,14 @@ weights as safetensors, which is a source like any other; or, with --format, a f
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netsmith.errors import DataError
+from netsmith.errors import BudgetError, DataError
 
 from .options import add_common, add_output, positive
 from .parser import UsageError
@@ -203,7 +204,7 @@ def _request(arguments: argparse.Namespace) -> dict[str, Any]:
             "See `netsmith sample --help`."
         )
     if arguments.width:
-        return {"size": dict(_width(text) for text in arguments.width)}
+        return {"size": _widths(arguments.width)}
     if arguments.ratio is not None:
         return {"size": _number("--ratio", arguments.ratio)}
     if arguments.latency_ms is not None:
@@ -211,16 +212,34 @@ def _request(arguments: argparse.Namespace) -> dict[str, Any]:
     name = "params" if arguments.params is not None else "macs"
     text = getattr(arguments, name)
     try:
-        return {name: parse_count(text)}
-    except ValueError as error:
+        return {name: _finite(f"--{name}", parse_count(text), text)}
+    except BudgetError as error:
         raise UsageError(f"--{name}: {error}") from error
 
 
-def _number(option: str, text: str) -> float:
+def _number(option: str, text: str) -> int | float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise UsageError(f"{option}: a number was expected, '{text}' came") from None
+        raise UsageError(f"{option}: a number was expected, '{text:.80}' came") from None
+    return _finite(option, number, text)
+
+
+def _finite(option: str, number: int | float, text: str) -> int | float:
+    if not math.isfinite(number):
+        raise UsageError(f"{option}: a finite number was expected, '{text:.80}' came")
+    return number
+
+
+def _widths(texts: Sequence[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for group, width in map(_width, texts):
+        if group in found:
+            raise UsageError(
+                f"--width: '{group:.80}' is there twice, with {found[group]} and {width}. Keep one of them."
+            )
+        found[group] = width
+    return found
 
 
 def _width(text: str) -> tuple[str, int]:

@@ -17,7 +17,7 @@ class Session:
     """The two streams, the log, the words of the command line, and the folder in which results are kept.
 
     `made` tells of that folder whether this run began it, so that a run that comes to nothing may take it back; `lock`
-    keeps other runs out of it until this one ends.
+    keeps other runs out of it until this one ends; `finished` is set once all results are there.
     """
 
     console: Console
@@ -26,3 +26,4 @@ class Session:
     kept: Path | None = None
     made: bool = False
     lock: FileLock | None = None
+    finished: bool = False

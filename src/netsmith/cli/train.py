@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
             forget(arguments.out, going_on)
         with session.console.progress() as bars:
             summary = train_network(config, arguments.out, progress=bars)
+        session.finished = True
         show([summary], session)
         session.console.result(f"wrote {arguments.out / 'artifact'}")
     return 0

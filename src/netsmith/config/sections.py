@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from netsmith import limits
 from netsmith.core.data import DATA_SOURCES
+from netsmith.core.device_names import is_device_name
 from netsmith.core.paths import as_path
 from netsmith.errors import DataError, did_you_mean
 
@@ -81,9 +81,6 @@ class Machine(Section):
     @field_validator("device")
     @classmethod
     def _a_device(cls, value: str) -> str:
-        try:
-            if value != "auto":
-                torch.device(value)
-        except RuntimeError:
-            raise ValueError(f"expected auto, cpu, cuda, cuda:N or mps, got '{value}'") from None
+        if not is_device_name(value):
+            raise ValueError(f"expected auto, cpu, cuda, cuda:N or mps, got '{value:.80}'")
         return value

@@ -27,6 +27,7 @@ from netsmith.core.consent import code_allowed, origin, recorded
 from netsmith.core.manifest_fields import ManifestFields, check_fields
 from netsmith.core.output import (
     check_output,
+    holds_something,
     is_own,
     named_os_errors,
     prepare_output,
@@ -244,7 +245,7 @@ def _swap(half: Path, folder: Path) -> None:
     if not folder.exists():
         half.rename(folder)
         return
-    if any(folder.iterdir()) and not is_own(folder):
+    if holds_something(folder) and not is_own(folder):
         raise OutputError(f"{folder} is no artifact, so it is not overwritten. Choose a new folder with --out.")
     old = temporary(folder, "old")
     folder.rename(old)

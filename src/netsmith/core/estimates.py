@@ -166,10 +166,16 @@ def in_words(seconds: int | float) -> str:
     """A duration as one says it: `40 s`, `12 min`, `3.5 h`, `2.1 days`."""
     for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 1.5 * length:
-            return f"{seconds / length:.2g} {unit}"
+            return f"{in_digits(seconds / length, 2)} {unit}"
     return f"{max(seconds, 1):.0f} s"
 
 
 def size_in_words(count: int | float) -> str:
     """Bytes as one says them: `85 MB`, `2.1 GB`."""
-    return f"{count / 1e9:.2g} GB" if count >= 1e9 else f"{max(count / 1e6, 1):.0f} MB"
+    return f"{in_digits(count / 1e9, 2)} GB" if count >= 1e9 else f"{max(count / 1e6, 1):.0f} MB"
+
+
+def in_digits(value: int | float, digits: int) -> str:
+    """A number rounded to so many digits, never with an exponent where it is large: `0.34`, `2.1`, `120`, `12000`."""
+    text = f"{value:.{digits}g}"
+    return f"{float(text):.0f}" if abs(value) >= 10 ** (digits - 1) else text

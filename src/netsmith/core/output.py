@@ -26,7 +26,9 @@ MARKER = ".netsmith"
 """An empty file that tells a folder made by `prepare_output` from one that is somebody else's."""
 
 LOCK, HOLDER = ".lock", ".running.json"
-"""In an output folder: what a run holds while it works there, and who it is."""
+"""In an output folder: what a run holds while it works there, and who it is; the second stays until a run succeeds."""
+
+_TEMPORARY = re.compile(r"\.(.+)\.([0-9a-f]{20}|\d{1,8})\.(tmp|old)")
 
 OWN_FILES = ("summary.json", "config.yaml", "report.html", "recipe.json", "details.json", "log.txt")
 OWN_FOLDERS = ("artifact",)
@@ -95,7 +97,7 @@ def mend(folder: Path, *, older: float = 3600.0) -> int:
     """
     mended = 0
     for path in sorted(folder.rglob(".*"), key=lambda p: len(p.parts)):
-        match = re.fullmatch(r"\.(.+)\.([0-9a-f]{20}|\d{1,8})\.(tmp|old)", path.name)
+        match = _TEMPORARY.fullmatch(path.name)
         with contextlib.suppress(OSError):
             if match is None or not _abandoned(path, match[2], older):
                 continue
@@ -162,9 +164,30 @@ def output_error(path: Path, error: OSError) -> OutputError:
         return OutputError(f"No space left for {path}. Free some, or choose a folder on another disk with --out.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return OutputError(f"No permission to write {path}. Choose a folder that you may write with --out.")
+    if error.errno == errno.ENAMETOOLONG:
+        return OutputError(f"The name {_short(path)} is too long for the file system. Choose a shorter one with --out.")
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return OutputError(f"Cannot create {path}: a file is in the way. Choose another folder with --out.")
     return OutputError(f"Cannot write {path}: {error.strerror or error}. Choose another folder with --out.")
+
+
+def _short(path: Path) -> str:
+    text = str(path)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+def holds_something(folder: Path) -> bool:
+    """Whether there is more in an output folder than the traces of runs that were killed before they wrote anything.
+
+    A temporary name is such a trace. What was put aside to be replaced (`.old`) is none: it may be all there is of it.
+    """
+    traces = {MARKER, LOCK, HOLDER}
+    return any(p.name not in traces and not _half_written(p.name) for p in folder.iterdir())
+
+
+def _half_written(name: str) -> bool:
+    match = _TEMPORARY.fullmatch(name)
+    return match is not None and match[3] == "tmp"
 
 
 def check_output(folder: Path, overwrite: bool = False, *, need_bytes: int = 0) -> None:
@@ -180,10 +203,10 @@ def check_output(folder: Path, overwrite: bool = False, *, need_bytes: int = 0) 
             written by Netsmith), it may not be written, or the disk has too little room.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file, expected a folder for the results. Choose another one with --out.")
     with named_os_errors(folder):
-        if folder.exists() and any(p.name not in (LOCK, HOLDER) for p in folder.iterdir()):
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"{folder} is a file, expected a folder for the results. Choose another one with --out.")
+        if folder.exists() and holds_something(folder):
             _refuse_if_precious(folder, overwrite)
         standing = folder
         while not standing.exists() and standing != standing.parent:

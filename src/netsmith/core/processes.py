@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
+
+from netsmith.core import launched
 
 
 def rank() -> int:
     """Number of this process, from 0; 0 for a process launched alone."""
-    return int(os.environ.get("RANK", "0"))
+    return launched.rank()
 
 
 def world() -> int:
     """How many processes were launched together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return launched.world()
 
 
 def first() -> bool:
@@ -26,7 +26,7 @@ def own_device(device: str | torch.device) -> torch.device:
     """The device of that kind that is this process's: the n-th GPU for the n-th process on its machine."""
     wanted = torch.device(device)
     if wanted.type == "cuda" and wanted.index is None:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", launched.local_rank())
     return wanted
 
 
