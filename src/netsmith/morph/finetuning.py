@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +15,10 @@ from torch import Tensor, nn
 from netsmith.core.cache import digest
 from netsmith.core.data import Splits
 from netsmith.core.engine import Progress, Step, TrainResult, train
+from netsmith.core.launched import world
 from netsmith.core.network import Network
 from netsmith.core.settings import TrainSettings
+from netsmith.core.structure import structure
 from netsmith.core.tasks import Task
 from netsmith.errors import MorphError
 from netsmith.morph.memory import Key, Memory
@@ -39,8 +40,8 @@ class Teacher:
         self.memory = Memory(_REMEMBERED_BYTES)
 
     def identity(self) -> str:
-        """Changes with its weights."""
-        return digest(self.model.state_dict())
+        """Changes with its weights, the numbers of its modules and its code."""
+        return digest(self.model.state_dict(), structure(self.model))
 
     def __call__(self, images: Tensor, key: Key | None) -> Tensor:
         """Outputs for a batch that `key` names, remembered while there is room (512 MB); None remembers nothing."""
@@ -172,7 +173,7 @@ def named(progress: Progress | None, text: str) -> Progress | None:
 
 def optimizer_steps(images: int, training: TrainSettings) -> int:
     """Optimizer steps that one epoch over so many training images takes."""
-    share = images // _processes()
+    share = images // world()
     return math.ceil(max(1, share // training.batch_size) / training.accumulate)
 
 
@@ -195,14 +196,10 @@ def lesson(data: Splits, training: TrainSettings, steps: int) -> tuple[Splits, T
     epochs = round(steps / each)
     if not near(epochs * each):
         epochs = next(n for n in range(max(1, steps // each), 0, -1) if near(n * round(steps / n)))
-        length = round(steps / epochs) * training.accumulate * training.batch_size * _processes()
+        length = round(steps / epochs) * training.accumulate * training.batch_size * world()
         order = torch.from_numpy(np.random.default_rng(training.seed).permutation(images))
         rows = order.repeat(math.ceil(length / images))[:length]
         name = digest("lesson", data.fingerprint, training.seed, length)
         data = replace(data, train=data.train.subset(rows), fingerprint=name)
     warmup = training.warmup_epochs * epochs / training.epochs
     return data, training.model_copy(update={"epochs": epochs, "warmup_epochs": warmup})
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -197,7 +197,7 @@ class Bench:
         self.judge = Judge(result.task, result.network, result.data, device)
         network, space = result.network, result.space
         self._common = digest(
-            _VERSION, network.model.state_dict(), repr(network.model), network.preprocess.to_json(), result.task.name,
+            _VERSION, network.identity(), result.task.name,
             result.data.fingerprint, space.groups, dict(space.low), dict(space.high), result.prepared.folded,
             result.seed, images,
         )  # fmt: skip
