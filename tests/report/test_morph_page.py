@@ -379,3 +379,17 @@ def test_a_truncated_file(tmp_path, morphed):
     (tmp_path / "details.json").write_text(json.dumps(morphed[1])[:2000])
     with pytest.raises(ArtifactError, match=r"details\.json is no JSON \(line 1, column \d+: .*truncated or edited\?"):
         write_report(tmp_path)
+
+
+def test_a_range_in_channels_is_told_in_channels(tmp_path, morphed):
+    """No ratio may then be within it: what was measured is told all the same."""
+    summary, details = morphed
+    for width in summary["widths"]:
+        width["fitted"] = False
+    for width in details["widths"]:
+        width["fitted"] = False
+    for group in details["space"]["groups"]:
+        group |= {"min": 6, "max": 12}
+    page = page_of(tmp_path, (summary, details))
+    assert "resnet20 at any width from 6 to 12 channels" in page.text
+    assert "resnet20: 88.1% at full width (269.72k params)" in page.text

@@ -53,9 +53,13 @@ def said(ratio: float, *, first: bool) -> str:
 
 
 def milestones(results: MorphResults) -> tuple[WidthRecord, ...]:
-    """Up to three fitted and measured widths, widest first: full, half, a quarter if they are there, else the ends."""
+    """Up to three measured widths, widest first: full, half, a quarter if they are there, else the ends.
+
+    Of those that were fitted, where there are any.
+    """
     split = split_of(results)
-    known = [w for w in results.widths if w.fitted and w.ratio is not None and w.accuracy.on(split) is not None]
+    measured = [w for w in results.widths if w.ratio is not None and w.accuracy.on(split) is not None]
+    known = [w for w in measured if w.fitted] or measured
     picks = [next((w for w in known if abs((w.ratio or 0) - r) < 1e-6), None) for r in _WANTED]
     rest = [w for w in known if w not in picks]
     ends = [rest[i] for i in (-1, 0, len(rest) // 2) if rest]
@@ -122,6 +126,11 @@ def _title(results: MorphResults) -> str:
     whose = f"{name}, its last block" if results.details.space.mode == "last_block" else name
     if fitted is None:
         return f"{whose} at any width"
+    ends = {(g.min, g.max) for g in results.details.space.groups}
+    if len(ends) == 1 and len({g.width for g in results.details.space.groups}) > 1:  # a range in channel counts
+        low, high = ends.pop()
+        if low is not None and high is not None:
+            return f"{whose} at any width from {formats.count(low)} to {formats.count(high)} channels"
     return f"{whose} at any width from {width_text(fitted[0])} to {width_text(fitted[1])}"
 
 
