@@ -11,11 +11,12 @@ from netsmith.core.channels import entries, relocate
 from netsmith.core.network import load_source
 from netsmith.errors import MorphError
 from netsmith.morph.generator import Nested, Noise, make_generator
-from netsmith.morph.grid import Grid, from_bytes, in_bytes, shares
+from netsmith.morph.grid import Grid, shares
 from netsmith.morph.keyframes import own_tensors
 from netsmith.morph.morphable import Morphable, check_split
 from netsmith.morph.pipeline import default_keyframes
 from netsmith.morph.preparing import prepare
+from netsmith.morph.rounding import from_bytes, in_bytes
 from netsmith.morph.space import morph_space
 
 KINDS = {"nested": (Nested, {}), "grid": (Grid, {"keyframes": (1.0, 0.5, 0.25), "coarse": 0.125})}

@@ -49,7 +49,6 @@ def execute(
     splits = open_data(data.source, seed=data.seed, validation_fraction=data.validation_fraction, size=data.size)
     network = base_network(config, splits)
     checkpoints = out / "checkpoints" / fit_key(config, network, splits)
-    compared = out / "cache" / network.identity()[:16]
 
     def ready(space: MorphSpace) -> None:
         check_rivals(config, network, space, splits)
@@ -80,7 +79,7 @@ def execute(
         progress=progress,
         ready=ready,
     )
-    rivals = measure_rivals(config, result, compared, device=device, progress=progress)
+    rivals = measure_rivals(config, result, out / "cache", device=device, progress=progress)
     if processes.first():
         write_results(result, out, config=config.model_dump(mode="json"), rivals=rivals)
         write_report(out)

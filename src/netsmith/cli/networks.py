@@ -130,7 +130,11 @@ def recalibrate_sized(source: str, network: Network, splits: Splits, session: Se
     if not resized_norms(source, network):
         return False
     folder = Path(parse_source(source).name)
-    base, known = load_morphed(folder).morphable.base, read_manifest(folder).get("augmented")
+    known = read_manifest(folder).get("augmented")
+
+    def base() -> torch.nn.Module:
+        return load_morphed(folder).morphable.base
+
     recalibrated_like(base, network.model, splits, network.preprocess, known=known, seed=seed)
     session.console.note(f"{source}: statistics of batch norms estimated anew on training images of {splits.name}")
     return True

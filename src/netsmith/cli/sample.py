@@ -180,7 +180,7 @@ def recalibrate(
         )
     manifest = read_manifest(folder)
     preprocess, known = Preprocess.from_json(manifest["preprocess"]), manifest.get("augmented")
-    recalibrated_like(model.morphable.base, network, splits, preprocess, known=known, seed=data.seed)
+    recalibrated_like(lambda: model.morphable.base, network, splits, preprocess, known=known, seed=data.seed)
     text = f"estimated on training images of {arguments.data}"
     session.console.result(f"batch norms: statistics {text}")
     return text

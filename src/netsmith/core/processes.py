@@ -4,17 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from netsmith.core import launched
-
-
-def rank() -> int:
-    """Number of this process, from 0; 0 for a process launched alone."""
-    return launched.rank()
-
-
-def world() -> int:
-    """How many processes were launched together."""
-    return launched.world()
+from netsmith.core.launched import local_rank, rank, world
 
 
 def first() -> bool:
@@ -26,7 +16,7 @@ def own_device(device: str | torch.device) -> torch.device:
     """The device of that kind that is this process's: the n-th GPU for the n-th process on its machine."""
     wanted = torch.device(device)
     if wanted.type == "cuda" and wanted.index is None:
-        return torch.device("cuda", launched.local_rank())
+        return torch.device("cuda", local_rank())
     return wanted
 
 

@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float32, Int8, Shaped
 from torch import Tensor, nn
 
 from netsmith.core.channels import Axis, WidthGroup, entries, relocate
@@ -16,6 +15,7 @@ from netsmith.errors import MorphError, did_you_mean
 from netsmith.morph.coordinates import Slot, along, cells, first, padded
 from netsmith.morph.generator import Generator, Noise, generator, key
 from netsmith.morph.paths import channel_order
+from netsmith.morph.rounding import from_bytes, in_16_bits, in_bytes, kept_in_bytes, rounded
 
 _SCALE = ".scale"
 _REPAIRS = 3
@@ -189,10 +189,10 @@ class Grid(Generator):
         """
         found: dict[str, Tensor] = {}
         for name, value in super().saved().items():
-            if _in_bytes(name, value):
+            if kept_in_bytes(name, value):
                 found[name], found[name + _SCALE] = in_bytes(value)
             else:
-                found[name] = _short(name, value)
+                found[name] = in_16_bits(name, value)
         return found
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
@@ -210,15 +210,15 @@ class Grid(Generator):
     def settle(self) -> None:
         """See `Generator.settle`."""
         for name, parameter in self.named_parameters():
-            parameter.copy_(_rounded(name, parameter))
+            parameter.copy_(rounded(name, parameter))
 
     def widths_at(self, ratio: float) -> dict[str, int]:
         """The widths of all groups at a ratio, as its keyframe has them."""
-        return {name: max(self.lowest.get(name, 1), round(ratio * width)) for name, width in self.base.items()}
+        return keyframe_widths(self.base, ratio, self.lowest)
 
     def _cells(self) -> dict[str, int]:
         """The cells of the coarse set, by group."""
-        return {name: max(1, round((self.coarse or 1.0) * width)) for name, width in self.base.items()}
+        return keyframe_widths(self.base, self.coarse or 1.0, {})
 
     def _falls(self, names: Sequence[str]) -> bool:
         """Whether every keyframe is narrower than the one above it in at least one of these groups."""
@@ -293,7 +293,7 @@ class Grid(Generator):
     def set_repair(self, place: int, layer: str, factor: Tensor, shift: Tensor) -> None:
         """Set the factors of a layer's outputs (1 leaves them) and what is added to its bias, at `between[place]`."""
         for kept, value in zip(self._set_of(place, layer), (factor - 1, shift), strict=True):
-            kept.copy_(_short("repair", value))
+            kept.copy_(in_16_bits("repair", value))
 
     def _set_of(self, place: int, layer: str) -> tuple[Tensor, Tensor]:
         """What a layer's factors are above 1, and its shifts, at `between[place]`; views of what is kept."""
@@ -321,7 +321,7 @@ class Grid(Generator):
         for s in self.slots:
             now: Tensor = delta.get_parameter(key(s.name))
             now.copy_(now + tensors[s.name].to(now) - self._tensor(s, widths))
-            now.copy_(_rounded(f"deltas.{s.name}", now))
+            now.copy_(rounded(f"deltas.{s.name}", now))
 
     def _smooth(self, slot: Slot, widths: Mapping[str, int], noise: Noise | None) -> Tensor:
         small = self._cells()
@@ -336,37 +336,9 @@ class Grid(Generator):
         return tensor * (slot.fan_in_factor(self.base, widths) / slot.fan_in_factor(self.base, small))
 
 
-def _in_bytes(name: str, value: Tensor) -> bool:
-    """Whether a tensor is kept in 8 bits; vectors are small."""
-    return name.startswith(("deltas.", "smooth.")) and value.ndim > 1
-
-
-def _rounded(name: str, value: Tensor) -> Tensor:
-    """A parameter as it comes back when it was saved."""
-    return from_bytes(*in_bytes(value)) if _in_bytes(name, value) else _short(name, value)
-
-
-def _short(name: str, value: Tensor) -> Tensor:
-    """A vector in 16 bits, where that loses nothing but digits; statistics, which may be large or tiny, in 32."""
-    half = value.half()
-    return value.float() if name.endswith(("running_mean", "running_var")) or not half.isfinite().all() else half
-
-
-def in_bytes(value: Float[Tensor, "*shape"]) -> tuple[Int8[Tensor, "*shape"], Float32[Tensor, " rows"]]:
-    """A tensor in whole steps from -127 to 127, and the size of a step for each row of its first dimension.
-
-    Sizes have 16 significant bits, so that a tensor that was rounded is rounded to itself.
-    """
-    largest = value.detach().float().flatten(1).abs().amax(1) / 127
-    scale = (largest.view(torch.int32) & ~0xFF).view(torch.float32)
-    tiny = torch.finfo(torch.float32).tiny
-    steps = value.detach() / scale.clamp_min(tiny).view(-1, *[1] * (value.ndim - 1))
-    return steps.round().clamp(-127, 127).to(torch.int8), scale
-
-
-def from_bytes(steps: Shaped[Tensor, "*shape"], scale: Float[Tensor, " rows"]) -> Float[Tensor, "*shape"]:
-    """What `in_bytes` rounded a tensor to."""
-    return steps.float() * scale.float().view(-1, *[1] * (steps.ndim - 1))
+def keyframe_widths(base: Mapping[str, int], ratio: float, lowest: Mapping[str, int]) -> dict[str, int]:
+    """The widths of groups at a ratio, rounded; none is below its lowest, or 1."""
+    return {name: max(lowest.get(name, 1), round(ratio * width)) for name, width in base.items()}
 
 
 def _lowest(lowest: Mapping[str, int], base: Mapping[str, int]) -> dict[str, int]:

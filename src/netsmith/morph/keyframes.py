@@ -85,15 +85,13 @@ def divide(grid: Grid, images: int, training: TrainSettings, share: float) -> Ap
     Where there is no coarse set to fit, all are the keyframes'. Nothing is taken of a single epoch. Steps are whole
     epochs where that is near: then all keyframes see the same batches, and what is frozen is computed once for all.
     """
-    if len(grid.keyframes) == 1:
-        return Apart(training, (), training)
     each = optimizer_steps(images, training)
     epochs = 0 if share and grid.coarse is None else max(1, training.epochs - round(share * training.epochs))
     needs = [(_INBETWEEN if r in grid.inbetweens else 1.0) / math.sqrt(r) for r in grid.keyframes[1:]]
     shares = [(training.epochs - epochs) * need / sum(needs) for need in needs]
     whole = _whole(shares)
     steps = tuple(int(s * each) for s in shares) if whole is None else tuple(n * each for n in whole)
-    if min(steps) < 1:
+    if min(steps, default=0) < 1:
         return Apart(training, (), training)
     warmup = training.warmup_epochs * epochs / training.epochs
     left = training.model_copy(update={"epochs": epochs, "warmup_epochs": warmup})

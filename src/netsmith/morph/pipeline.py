@@ -27,7 +27,7 @@ from netsmith.errors import DissectionError, MorphError
 from netsmith.morph.coordinates import along
 from netsmith.morph.fit import FitSettings, fit
 from netsmith.morph.generator import Generator, make_generator
-from netsmith.morph.grid import Grid
+from netsmith.morph.grid import Grid, keyframe_widths
 from netsmith.morph.inr import INR
 from netsmith.morph.keyframes import Apart, divide, fit_keyframes, own_tensors
 from netsmith.morph.live import MorphableModel
@@ -116,8 +116,8 @@ def default_keyframes(space: MorphSpace) -> dict[str, Any]:
     if low >= 1 or lowest == space.full:
         return {"keyframes": [1.0], "coarse": None, "lowest": lowest}
 
-    def widths(ratio: float) -> list[int]:
-        return [max(lowest[g.name], round(ratio * g.width)) for g in space.groups]
+    def widths(ratio: float) -> dict[str, int]:
+        return keyframe_widths(space.full, ratio, lowest)
 
     ratios = [*(k / 8 for k in range(7, 1, -1)), *(2.0**-k for k in range(3, 20))]
     found = [1.0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 
 import torch
@@ -113,7 +113,7 @@ def recalibrated(
 
 
 def recalibrated_like(
-    base: nn.Module,
+    base: Callable[[], nn.Module],
     model: nn.Module,
     data: Splits,
     preprocess: Preprocessing,
@@ -121,8 +121,8 @@ def recalibrated_like(
     known: bool | None = None,
     seed: int = 0,
 ) -> bool:
-    """`recalibrated`, on images that are `augmented` where the base has seen such, if that is not `known`."""
-    augment = augmented(base, data, preprocess, seed=seed) if known is None else known
+    """`recalibrated`, on images that are `augmented` where the base has seen such; it is asked for if none `known`."""
+    augment = augmented(base(), data, preprocess, seed=seed) if known is None else known
     return recalibrated(model, data, preprocess, augment=augment, seed=seed)
 
 

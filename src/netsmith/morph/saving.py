@@ -290,7 +290,7 @@ def licence_lines(licence: str | None, commercial: bool | None) -> list[str]:
 def _card(result: Morphed) -> str:
     primary, space = result.task.primary, result.space
     low, high = _fitted(result)
-    fitted = space.range_text if "channels" in space.range_text else f"ratios {low:g} to {high:g}"
+    fitted = f"ratios {low:g} to {high:g}" if space.channels is None else space.range_text
     rows = [
         f"| {p.ratio:g} | {format_count(p.params)} | {format_count(p.macs)} | {p.metrics['test'][primary]:.4f} | "
         f"{'yes' if p.fitted else 'no'} |"

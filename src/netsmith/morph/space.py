@@ -60,11 +60,16 @@ class MorphSpace:
         return low, max(self.high[g.name] / g.width for g in self.groups)
 
     @property
+    def channels(self) -> tuple[int, int] | None:
+        """Lowest and highest width, where these are what groups of several widths have in common; else None."""
+        ranges = {(self.low[g.name], self.high[g.name]) for g in self.groups}
+        return ranges.pop() if len(ranges) == 1 and len({g.width for g in self.groups}) > 1 else None
+
+    @property
     def range_text(self) -> str:
         """The fitted range in words: in channels, where that is what the groups have in common."""
-        lows, highs = set(self.low.values()), set(self.high.values())
-        if len(lows) == len(highs) == 1 and len({g.width for g in self.groups}) > 1:
-            return f"{lows.pop()} to {highs.pop()} channels"
+        if self.channels is not None:
+            return f"{self.channels[0]} to {self.channels[1]} channels"
         low, high = self.ratios
         return f"ratios {low:.3g} to {high:.3g}"
 
