@@ -70,6 +70,24 @@ def test_a_plan_of_a_morphing_is_estimated_too(tmp_path, capsys):
     assert re.search(r"time: about \d+ s \(ordering \d+ s, fitting \d+ s, repair \d+ s, measuring \d+ s\)", text)
 
 
+def test_a_plan_counts_what_an_inr_computes_for_its_weights(tmp_path, capsys):
+    def minutes(settings: str) -> tuple[str, ...]:
+        generator = f"generator: {{kind: inr, settings: {{{settings}}}}}"
+        (tmp_path / "m.yaml").write_text(
+            f"network: {PLAIN}\ndata: digits\npretrained: false\ntraining: {{epochs: 3}}\n{generator}\n"
+        )
+        assert main(["morph", str(tmp_path / "m.yaml"), "--plan"]) == 0
+        found = re.search(r"\(ordering .*, warm start (.*), fitting (.*), measuring", capsys.readouterr().out)
+        assert found is not None
+        return found.groups()
+
+    small, large = minutes("hidden: 4, layers: 1, warm_start: 1"), minutes("hidden: 8192, warm_start: 10000")
+    assert small[0].endswith(" s")
+    assert not large[0].endswith(" s")
+    assert not large[1].endswith(" s")
+    assert minutes("hidden: what")  # that is refused by the generator
+
+
 def test_a_plan_does_not_run_the_users_code(tmp_path, capsys):
     (tmp_path / "net.py").write_text("raise SystemExit('run')\n")
     (tmp_path / "m.yaml").write_text(f"network: 'py:{tmp_path}/net.py:build'\ndata: digits\n")

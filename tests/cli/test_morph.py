@@ -54,6 +54,35 @@ def morphed(base):
     return base / "kept"
 
 
+# --- the paper's generator --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_papers_generator_from_a_config_to_a_sampled_network(tmp_path, capsys):
+    network = "{source: netsmith:plain_cnn, name: tiny, input_size: [1, 8, 8], options: {widths: [16, 24], depth: 1}}"
+    training = "training: {epochs: 12, batch_size: 32, lr: 0.003, optimizer: adamw"
+    words = ["--quiet", "--device", "cpu"]
+    (tmp_path / "base.yaml").write_text(f"network: {network}\ndata: digits\n{training}}}\n")
+    assert main(["train", str(tmp_path / "base.yaml"), "--out", str(tmp_path / "base"), *words]) == 0
+    weights = tmp_path / "base/artifact/weights.safetensors"
+    rest = "training: {epochs: 6, batch_size: 64, lr: 0.0003, optimizer: adamw, clip_grad: 1.0}\nratios: [1.0, 0.5]\n"
+    (tmp_path / "m.yaml").write_text(f"network: {network}\nweights: {weights}\ndata: digits\n{rest}")
+    found = {}
+    for steps in (0, 600):
+        settings = f"layers: 3, hidden: 96, frequencies: 8, warm_start: {steps}"
+        generator = f"generator={{kind: inr, settings: {{{settings}}}}}"
+        out = tmp_path / f"warm-{steps}"
+        assert main(["morph", str(tmp_path / "m.yaml"), "--out", str(out), "--set", generator, *words]) == 0
+        widths = json.loads((out / "summary.json").read_text())["widths"]
+        found[steps] = {w["ratio"]: w["accuracy"] for w in widths}
+    assert all(found[600][r] > found[0][r] + 0.2 for r in (1.0, 0.5)), found
+    assert found[600][1.0] > 0.5
+    capsys.readouterr()
+    assert main(["sample", str(out / "artifact"), "--ratio", "0.5", "--out", str(tmp_path / "half")]) == 0
+    assert main(["evaluate", str(tmp_path / "half"), "--data", "digits"]) == 0
+    assert f"{100 * found[600][0.5]:.2f}" in capsys.readouterr().out
+
+
 # --- rivals -----------------------------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from netsmith.core.artifact import loader, save_artifact
 from netsmith.core.libraries import commercial_use
 from netsmith.core.output import sha256_file
 from netsmith.core.sources import parse_source
+from netsmith.core.trained import save_network
 from netsmith.core.zoo import (
     Preprocess,
     ZooEntry,
@@ -156,6 +157,46 @@ def test_a_local_file_is_loaded_hashed_and_checked(tmp_path):
         load_source("netsmith:cifar_resnet20#l.safetensors", base=tmp_path)
     with pytest.raises(WeightsError, match=r"Did you mean 'l\.safetensors'"):
         load_source("netsmith:lenet#ll.safetensors", base=tmp_path)
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """The artifact of a network with a normalisation, classes and a licence of its own."""
+    network = load_source(
+        "netsmith:plain_cnn", num_classes=3, input_size=(1, 8, 8), mean=[0.25], std=[0.5], licence="cc-by-nc-4.0"
+    )
+    network.classes = ("a", "b", "c")
+    return save_network(tmp_path / "kept", network, counts={"params": 1, "macs": 1}, metrics={}, config={})
+
+
+def beside(folder, **given):
+    source = f"netsmith:plain_cnn#{folder / 'weights.safetensors'}"
+    return load_source(source, num_classes=3, input_size=(1, 8, 8), **given)
+
+
+def test_weights_of_an_artifact_bring_what_is_known_of_them(kept):
+    network = beside(kept)
+    assert (network.preprocess.mean, network.preprocess.std) == ((0.25,), (0.5,))
+    assert network.classes == ("a", "b", "c")
+    assert (network.provenance.licence, network.provenance.commercial) == ("cc-by-nc-4.0", False)
+    plan = describe_source(f"netsmith:plain_cnn#{kept / 'weights.safetensors'}")
+    assert (plan.licence, plan.commercial) == ("cc-by-nc-4.0", False)
+    given = beside(kept, mean=[0.0], std=[1.0], licence="mit")  # who says something else knows better
+    assert (given.preprocess.mean, given.preprocess.std) == ((0.0,), (1.0,))
+    assert given.provenance.licence == "mit"
+
+
+def test_other_weights_in_the_folder_of_an_artifact_are_not_what_it_speaks_of(kept, caplog):
+    state = load_source("netsmith:plain_cnn", num_classes=3, input_size=(1, 8, 8), seed=5).model.state_dict()
+    save_file(state, kept / "mine.safetensors")
+    source = f"netsmith:plain_cnn#{kept / 'mine.safetensors'}"
+    assert load_source(source, num_classes=3, input_size=(1, 8, 8)).provenance.licence is None
+    save_file(state, kept / "weights.safetensors")
+    assert beside(kept).preprocess.mean != (0.25,)
+    assert not caplog.records
+    (kept / "manifest.json").write_text("{}")
+    assert beside(kept).provenance.licence is None
+    assert "its preprocessing, licence and classes are not known." in caplog.text
 
 
 @pytest.mark.parametrize("depth", [20, 32, 56])

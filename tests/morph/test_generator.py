@@ -98,7 +98,7 @@ def test_the_coarse_set_begins_in_a_smooth_order_of_whole_channels():
         return {s.name: grid.smooth.get_parameter(s.name.replace(".", "/")).clone() for s in grid.slots}
 
     before = tensors()
-    grid.begin()
+    grid.begin({}, {})
     after = tensors()
     variation = [sum(float(entries(t, g).diff(dim=0).abs().sum()) for g in groups) for t in (before, after)]
     assert variation[1] < 0.99 * variation[0]

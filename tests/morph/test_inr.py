@@ -235,19 +235,53 @@ def test_warm_start_brings_the_weights_to_the_bases() -> None:
 
     made = _inr({"hidden": 64})
     before, seen = errors(made), []
-    last = made.warm_start(tensors, 150, lr=5e-3, on_step=lambda step, value: seen.append((step, value)))
+
+    def told(what: str, done: int | float, total: int | float | None, note: str = "") -> None:
+        seen.append((what, done, total, float(note.removeprefix("error "))))
+
+    last = made.warm_start(tensors, 150, lr=5e-3, progress=told)
     after = errors(made)
-    assert [step for step, _ in seen] == list(range(150))
-    assert last == seen[-1][1] < 0.1 * seen[0][1]
+    assert [entry[:3] for entry in seen] == [("warm start", k, 150) for k in range(1, 151)]
+    assert last == pytest.approx(seen[-1][3], abs=6e-4)
+    assert last < 0.1 * seen[0][3]
     assert all(after[name] < 0.5 * before[name] for name in before)
     assert sum(after.values()) < 0.1 * sum(before.values())
 
 
 def test_warm_start_as_a_setting_is_the_method() -> None:
     made, warm = _inr(), _inr({"warm_start": 3})
+    full = {name: (n, n) for name, n in made.base.items()}
+    assert torch.equal(made({"g": 8, "h": 6})["fused.weight"], warm({"g": 8, "h": 6})["fused.weight"])
+    warm.begin(_tensors(), full)
     assert not torch.equal(made({"g": 8, "h": 6})["fused.weight"], warm({"g": 8, "h": 6})["fused.weight"])
     made.warm_start(_tensors(), 3)
     assert torch.equal(made({"g": 8, "h": 6})["fused.weight"], warm({"g": 8, "h": 6})["fused.weight"])
+
+
+def test_a_warm_start_reads_the_base_interpolated_at_other_widths() -> None:
+    tensors, low = _tensors(), {"g": 4, "h": 3}
+    ends = {"g": (4, 8), "h": (3, 6)}
+    # every other channel's mean with its neighbour, in each dimension that has a width
+    wanted = tensors["second.weight"].reshape(3, 2, 4, 2, 3, 3).mean(dim=(1, 3)) * 2  # twice: half the fan-in
+
+    def error(made: INR) -> float:
+        with torch.no_grad():
+            return float((made(low)["second.weight"] - wanted).square().mean() / wanted.var())
+
+    alone, both = _inr({"hidden": 64}), _inr({"hidden": 64})
+    alone.warm_start(tensors, 200, lr=5e-3)
+    both.warm_start(tensors, 200, ends, lr=5e-3)
+    assert error(both) < 0.3 < 0.5 * error(alone)
+
+
+def test_a_warm_start_begins_with_the_fit_and_can_be_repeated() -> None:
+    ends = {"g": (4, 8), "h": (3, 6)}
+    one, two, cold = _inr({"warm_start": 4}), _inr({"warm_start": 4}), _inr()
+    for made in (one, two, cold):
+        made.begin(_tensors(), ends)
+    widths = {"g": 5, "h": 4}
+    assert torch.equal(one(widths)["fused.weight"], two(widths)["fused.weight"])
+    assert not torch.equal(one(widths)["fused.weight"], cold(widths)["fused.weight"])
 
 
 def test_variances_are_positive_whatever_the_parameters() -> None:

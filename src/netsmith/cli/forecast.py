@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from netsmith import limits
 from netsmith.config import DataSection, MorphConfig, ReassembleConfig
 from netsmith.core.engine import Progress, TrainSettings
 from netsmith.core.estimates import (
@@ -15,17 +16,22 @@ from netsmith.core.estimates import (
     in_digits,
     in_words,
     measured,
+    product_rate,
     size_in_words,
     sketch,
 )
 from netsmith.core.profile import Bound
 from netsmith.core.zoo import ZooEntry
+from netsmith.morph.inr import INR
+from netsmith.morph.pipeline import WARM_START
 
 _CUTS = 16  # of a network, as a rule: between 8 (ResNet-18) and 24 (large transformers)
 _OVERHEAD = 0.5  # seconds for building and fitting one candidate, images apart
 _FITTED_PASSES = 4  # of the stitching images through a candidate: adapters one after another, the head, a check
 _REPAIRED, _REPAIR_IMAGES = 25, 2048  # networks whose statistics a grid measures, on so many images
 _CHECKPOINTS = 14  # of the keyframes, together: copies of the network (weights, their average, momentum, the best)
+_KERNEL = 9  # numbers that an `inr` gives at once, of most of a convolutional network's
+_WIDEST = 1024  # product that is measured: wider ones are as fast
 _BEGINS = "estimate"
 
 
@@ -72,12 +78,17 @@ def forecast_morph(config: MorphConfig, device: str, progress: Progress | None =
     grid = tune is not None and config.generator.kind == "grid"
     mean = _mean_macs(config)
     seconds = {"ordering": 2 * min(config.order.images, train) * network.macs / rate.forward}
+    read = 0.0
+    if config.generator.kind == INR.kind:
+        read = _read(config, network, device)
+        seconds["warm start"] = _whole(config, "warm_start", WARM_START) * read * (1 + mean**2) / 2
     if tune is not None:
         apart = config.fitting.apart if grid else 0.0  # of the epochs, in which a step is one keyframe's
         step = (apart + (1 - apart) * config.fitting.per_step) * train * mean / rate.training
         judged = 3 * validation * mean / rate.forward
         taught = min(config.fitting.views, tune.epochs) * train / tune.epochs / rate.forward
         seconds["fitting"] = tune.epochs * (step + judged + taught) * network.macs
+        seconds["fitting"] += tune.epochs * (train / tune.batch_size) * config.fitting.per_step * read * mean**2
         if grid:
             seconds["repair"] = _REPAIRED * min(_REPAIR_IMAGES, train) * mean * network.macs / rate.forward
     measures = sum(min(r, 1.0) for r in config.ratios) + 2
@@ -102,6 +113,18 @@ def _manner(tune: TrainSettings | None, precision: str) -> dict[str, Any]:
     if tune is None:
         return {}
     return {"precision": precision if tune.precision == "no" else tune.precision, "channels_last": tune.channels_last}
+
+
+def _read(config: MorphConfig, network: Sketch, device: str) -> float:
+    """Seconds in which an `inr` gives all weights at full width once, and learns from that."""
+    layers, hidden = (_whole(config, name, default) for name, default in (("layers", 5), ("hidden", 256)))
+    return network.params / _KERNEL * layers * hidden**2 / product_rate(max(1, min(hidden, _WIDEST)), device)
+
+
+def _whole(config: MorphConfig, name: str, default: int) -> int:
+    """A number of the generator's settings; what is none is refused later."""
+    found = config.generator.settings.get(name, default)
+    return found if type(found) is int and 0 <= found <= limits.INTEGER else default
 
 
 def _mean_macs(config: MorphConfig) -> float:

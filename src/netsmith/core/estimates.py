@@ -134,6 +134,18 @@ def measured(
     return Rate(chosen.name, forward, training, saved[0] / (batch * chosen.macs), str(where))
 
 
+def product_rate(width: int, device: str = "cpu") -> float:
+    """Multiply-adds a second of products with `width x width` matrices, forward, over the time of all three passes."""
+    rows, where = torch.rand(4096, width, device=own_device(device)), own_device(device)
+    weight = torch.rand(width, width, device=where, requires_grad=True)
+    rows.requires_grad_()
+
+    def learn() -> None:
+        (rows @ weight).sum().backward()
+
+    return rows.numel() * width / _seconds(learn, where)
+
+
 def _seconds(call: Callable[[], None], device: torch.device) -> float:
     """The shortest time of one call, after one to warm up."""
     best, began = math.inf, time.perf_counter()

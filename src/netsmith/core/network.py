@@ -25,7 +25,7 @@ from netsmith.core.output import sha256_file
 from netsmith.core.sources import Facts, Source, parse_source
 from netsmith.core.structure import structure
 from netsmith.core.weights import load_state, load_weights_file, mismatch
-from netsmith.errors import DataError, SourceError
+from netsmith.errors import ArtifactError, DataError, SourceError
 
 _log = logging.getLogger("netsmith.zoo")
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
@@ -189,6 +189,8 @@ def load_source(
         wanted = builder_options(parsed, known, num_classes, size, options, pretrained)
         model = build(parsed, pretrained=pretrained, seed=seed, options=wanted)
         weights_hash = _load_local(parsed, model)
+        manifest = manifest_of(parsed.weights, weights_hash)
+        known = told(known, manifest)
     model.eval()
     preprocess = _preprocess(called, model, known, size, mean, std)
     classes, dense = _count_classes(called, model, preprocess, num_classes)
@@ -242,18 +244,42 @@ def _open_artifact(source: Source, run_code: bool) -> tuple[Facts, nn.Module, Ma
             f"Name it without '@{source.detail}'."
         )
     ratio = _ratio(source) if source.detail is not None else None
-    known = replace(known, weights="weights.safetensors", licence=manifest.get("licence"))
-    known = replace(known, commercial=manifest.get("commercial"), num_classes=manifest.get("num_classes"))
-    known = replace(known, task=str(manifest.get("task", known.task)))
-    if "preprocess" in manifest:
-        found = Preprocess.from_json(manifest["preprocess"])
-        known = replace(known, mean=found.mean, std=found.std)
-        known = replace(known, input_size=found.input_size, interpolation=found.interpolation)
+    known = replace(told(known, manifest), weights="weights.safetensors")
     model = artifact.load(source.name, run_code=run_code)
     if manifest["kind"] == "morph":
         assert isinstance(model, artifact.Sized)
         model = model.at(1.0 if ratio is None else ratio)
     return known, model, manifest
+
+
+def told(known: Facts, manifest: Mapping[str, Any]) -> Facts:
+    """What an artifact's manifest says of its network, in the place of what its source does; an empty one changes
+    nothing."""
+    if not manifest:
+        return known
+    known = replace(known, licence=manifest.get("licence"), commercial=manifest.get("commercial"))
+    known = replace(known, num_classes=manifest.get("num_classes"), task=str(manifest.get("task", known.task)))
+    if "preprocess" in manifest:
+        found = Preprocess.from_json(manifest["preprocess"])
+        known = replace(known, mean=found.mean, std=found.std)
+        known = replace(known, input_size=found.input_size, interpolation=found.interpolation)
+    return known
+
+
+def manifest_of(weights: str | Path | None, sha256: str | None = None) -> Mapping[str, Any]:
+    """The manifest of the network's artifact in which a weights file lies; empty where it is of none.
+
+    `sha256` is the file's, where it is known: another file that was put there is not what the manifest speaks of.
+    """
+    if weights is None or not artifact.is_artifact(Path(weights).parent):
+        return {}
+    try:
+        manifest = artifact.read_manifest(Path(weights).parent, "network")
+    except ArtifactError as error:
+        _log.warning("%s: its preprocessing, licence and classes are not known. %s", weights, error)
+        return {}
+    entry = manifest["files"].get(Path(weights).name)
+    return manifest if entry is not None and sha256 in (None, entry["sha256"]) else {}
 
 
 def _ratio(source: Source) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,16 @@ from netsmith.core import artifact
 from netsmith.core import trained as _trained  # noqa: F401  its loader must be there when an artifact is a source
 from netsmith.core.document import load_document
 from netsmith.core.libraries import check_source, commercial_use, facts, state_values
-from netsmith.core.network import Network, Preprocess, Provenance, builder_options, load_source, speakable
+from netsmith.core.network import (
+    Network,
+    Preprocess,
+    Provenance,
+    builder_options,
+    load_source,
+    manifest_of,
+    speakable,
+    told,
+)
 from netsmith.core.sources import parse_source
 from netsmith.core.weights import load_state, load_weights_file
 from netsmith.errors import SourceError
@@ -138,9 +147,10 @@ def describe_source(source: str | ZooEntry, *, pretrained: bool = True) -> Sourc
     params: int | None = None
     if parsed.scheme == "artifact":
         manifest = artifact.read_manifest(parsed.name)
-        known = replace(known, licence=manifest.get("licence"), commercial=manifest.get("commercial"))
-        params = manifest.get("params")
-    elif parsed.scheme != "py":
+        known, params = told(known, manifest), manifest.get("params")
+    else:
+        known = told(known, manifest_of(parsed.weights))
+    if parsed.scheme not in ("artifact", "py"):
         wanted = builder_options(parsed, known, entry.num_classes, entry.input_size, entry.options, pretrained)
         params = state_values(parsed, wanted, parameters=True)
     return SourceInfo(

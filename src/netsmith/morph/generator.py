@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from netsmith.core.channels import WidthGroup
+from netsmith.core.measure import Progress
 from netsmith.errors import MorphError, did_you_mean
 from netsmith.morph.coordinates import Slot, first, slots
 
@@ -75,8 +76,19 @@ class Generator(nn.Module):
         """The tensors at these widths (of every group), by state-dict name."""
         raise NotImplementedError
 
-    def begin(self) -> None:
-        """What is done once, before fitting."""
+    def begin(
+        self,
+        tensors: Mapping[str, Tensor],
+        ends: Mapping[str, tuple[int, int]],
+        progress: Progress | None = None,
+    ) -> None:
+        """What is done once, before fitting.
+
+        Args:
+            tensors: the base network's, as this was made with.
+            ends: lowest and highest fitted width of every group.
+            progress: told how far it is.
+        """
 
     def settings(self) -> dict[str, Any]:
         """What rebuilds this generator, beside its tensors: keyword arguments of the class."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from netsmith.core.channels import Axis, WidthGroup, entries, relocate
+from netsmith.core.measure import Progress
 from netsmith.errors import MorphError, did_you_mean
 from netsmith.morph.coordinates import Slot, along, cells, first, padded
 from netsmith.morph.generator import Generator, Noise, generator, key
@@ -156,21 +157,26 @@ class Grid(Generator):
         return Slot(name, tuple(tensors[name].shape), ())
 
     @torch.no_grad()
-    def begin(self) -> None:
+    def begin(
+        self,
+        tensors: Mapping[str, Tensor],
+        ends: Mapping[str, tuple[int, int]],
+        progress: Progress | None = None,
+    ) -> None:
         """Put the cells of the coarse set in a smooth order: what lies between two that are alike is like both."""
         if self.coarse is None:
             return
         small = self._cells()
-        tensors = {s.name: self.smooth.get_parameter(key(s.name)) for s in self.slots}
+        found = {s.name: self.smooth.get_parameter(key(s.name)) for s in self.slots}
         for group in relocate(self.groups, small):
-            order = torch.tensor(channel_order(entries(tensors, group)).order)
+            order = torch.tensor(channel_order(entries(found, group)).order)
             read = torch.eye(group.width)[order]
 
             def change(t: Tensor, axis: Axis, name: str, moved: str = group.name, read: Tensor = read) -> Tensor:
                 return along(t, axis, small[name], read.to(t.device)) if name == moved else t
 
             for s in self.slots:
-                tensors[s.name].copy_(s.walk(tensors[s.name], self.base, small, change))
+                found[s.name].copy_(s.walk(found[s.name], self.base, small, change))
 
     def settings(self) -> dict[str, Any]:
         """Keyframes, `inbetweens`, `lowest`, `coarse`, `own` and `repaired`."""

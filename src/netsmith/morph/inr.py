@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -19,9 +19,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from netsmith.core.channels import WidthGroup
+from netsmith.core.channels import Axis, WidthGroup
+from netsmith.core.images import derived_seed
+from netsmith.core.measure import Progress
 from netsmith.errors import MorphError, did_you_mean
 from netsmith.limits import amount, memory
+from netsmith.morph.coordinates import along, cells
 from netsmith.morph.features import ROWS, Part, View, fourier, part, runs, view
 from netsmith.morph.generator import Generator, Noise, generator
 
@@ -161,7 +164,7 @@ class INR(Generator):
         hidden: their width.
         frequencies: of the Fourier features, for each coordinate.
         precision: of the products, "float32" or "bfloat16"; parameters and what comes out are float32.
-        warm_start: steps of `warm_start` before anything else.
+        warm_start: steps of the method `warm_start` when fitting begins (`begin`).
         seed: of the first parameters.
 
     Raises:
@@ -206,8 +209,17 @@ class INR(Generator):
             Bank([target(v, tensors) for v in views], 2 * frequencies + 1, layers, hidden, rng) for views in self.views
         )
         self._plans = Plans()
-        if warm_start:
-            self.warm_start(tensors, warm_start)
+        self._warm_start = warm_start
+
+    def begin(
+        self,
+        tensors: Mapping[str, Tensor],
+        ends: Mapping[str, tuple[int, int]],
+        progress: Progress | None = None,
+    ) -> None:
+        """Start warm, if asked for. See `Generator.begin`."""
+        if self._warm_start:
+            self.warm_start(tensors, self._warm_start, ends, progress=progress)
 
     def settings(self) -> dict[str, Any]:
         """All but `warm_start`: its result is in the tensors."""
@@ -271,33 +283,69 @@ class INR(Generator):
         self,
         tensors: Mapping[str, Tensor],
         steps: int,
+        ends: Mapping[str, tuple[int, int]] | None = None,
         lr: float = 1e-3,
-        on_step: Callable[[int, float], None] | None = None,
+        progress: Progress | None = None,
     ) -> float:
-        """Fit the base network's tensors at full width: `steps` steps of Adam on the relative squared error.
+        """Regress on the base network's tensors: `steps` steps of Adam on the relative squared error.
+
+        Every second step is at the base's widths. The others are at a random ratio between the `ends` of every group,
+        where the base's tensors are interpolated along their channels (`netsmith.morph.coordinates.cells`), as
+        neighbours are alike: a network that knows nothing of other widths gives noise there, and unlearns the base's
+        while it is fitted to them.
 
         The error is each tensor's mean square error over its variance, averaged over the tensors; the rate falls
-        linearly to zero. `on_step(step, error)` is called after every step. Returns the error before the last step.
+        linearly to zero.
+
+        Args:
+            tensors: the base network's.
+            steps: how many.
+            ends: lowest and highest width of every group; None for the base's alone.
+            lr: the first rate.
+            progress: told step and error.
+
+        Returns:
+            The error before the last step.
         """
-        wanted = {v.slot.name: target(v, tensors).to(self.device) for v in chain(*self.views)}
+        base = {s.name: tensors[s.name].detach().float().to(self.device) for s in self.slots}
+        rng = torch.Generator().manual_seed(derived_seed(self._settings["seed"], 3))
         optimizer = torch.optim.Adam(self.parameters(), lr=lr, foreach=True)
         error = math.nan
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
+            widths = self.base
+            if ends is not None and step % 2:
+                way = float(torch.rand((), generator=rng))
+                widths = {name: low + round(way * (high - low)) for name, (low, high) in ends.items()}
             with torch.enable_grad():
-                parts = []
-                for views, _, values, mean, std in self._values(self.base):
-                    for k, v in enumerate(views):
-                        goal = wanted[v.slot.name]
-                        parts.append((values[k, : len(goal)] - (goal - mean[k]) / std[k]).pow(2).mean())
-                loss = torch.stack(parts).mean()
+                loss = self._distance(self._interpolated(base, widths), widths)
                 optimizer.zero_grad()
                 loss.backward()
             optimizer.step()
             error = float(loss.detach())
-            if on_step is not None:
-                on_step(step, error)
+            if progress is not None:
+                progress("warm start", step + 1, steps, f"error {error:.3f}")
         return error
+
+    def _interpolated(self, base: Mapping[str, Tensor], widths: Mapping[str, int]) -> dict[str, Tensor]:
+        """The base's tensors read at other widths, entry by entry; what is summed over is not corrected."""
+
+        def change(t: Tensor, axis: Axis, group: str) -> Tensor:
+            width = self.base[group]
+            return along(t, axis, width, cells(widths[group], width).to(t.device))
+
+        if widths == self.base:
+            return dict(base)
+        return {s.name: s.walk(base[s.name], self.base, self.base, change) for s in self.slots}
+
+    def _distance(self, tensors: Mapping[str, Tensor], widths: Mapping[str, int]) -> Tensor:
+        """Mean square error over variance, the mean of all tensors."""
+        parts = []
+        for views, _, values, mean, std in self._values(widths):
+            for k, v in enumerate(views):
+                goal = target(v, tensors)
+                parts.append((values[k, : len(goal)] - (goal - mean[k]) / std[k]).pow(2).mean())
+        return torch.stack(parts).mean()
 
 
 def positive(v: View) -> bool:

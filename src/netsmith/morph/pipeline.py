@@ -40,6 +40,9 @@ from netsmith.morph.space import MorphSpace, Range, morph_space
 
 Norms = Literal["fold", "keep"]
 
+WARM_START = 1000
+"""Steps in which an `inr` learns the base's weights before it is fitted, unless its settings say otherwise."""
+
 
 @dataclass(frozen=True)
 class WidthResult:
@@ -205,7 +208,8 @@ def make_morphable(
         made = make_generator(
             generator, prepared.model.state_dict(), space.groups, _settings(generator, settings, prepared, space, chain)
         )
-        made.begin()
+        ends = {g.name: (space.low[g.name], space.high[g.name]) for g in space.groups}
+        made.begin(prepared.model.state_dict(), ends, progress)
         if training is not None:
             _check_fitted(made, space)
     morphable = Morphable(prepared.model, space, made, chain)
@@ -276,6 +280,8 @@ def _settings(
     generator: str, settings: Mapping[str, Any] | None, prepared: Prepared, space: MorphSpace, chain: Chain | None
 ) -> dict[str, Any]:
     given = dict(settings or {})
+    if generator == INR.kind:
+        return {"warm_start": WARM_START, **given}
     if generator != Grid.kind:
         return given
     own = own_tensors(prepared.model, space.groups, chain)
