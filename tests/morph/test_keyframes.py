@@ -17,6 +17,7 @@ from netsmith.core.network import load_source
 from netsmith.core.settings import TrainSettings
 from netsmith.core.tasks import Classification
 from netsmith.errors import MorphError
+from netsmith.morph.finetuning import finetuned
 from netsmith.morph.fit import FitSettings
 from netsmith.morph.grid import Grid
 from netsmith.morph.keyframes import _mean, divide, own_tensors
@@ -238,6 +239,22 @@ def test_what_is_in_between_begins_as_the_mean_of_its_neighbours():
             assert torch.allclose(moved[inside], share.expand_as(moved[inside]), atol=1e-5), name
             moved[inside] = 0
         assert not moved.any(), name
+
+
+def test_training_that_makes_a_network_worse_is_undone(network, digits, caplog):
+    training = TRAINING.model_copy(update={"epochs": 1, "lr": 5.0})
+    student = copy.deepcopy(network.model)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    found = finetuned(student, network, digits, Classification(10), training, 20, called="keyframe 0.5")
+    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+    measured = evaluate(network.model, digits.validation, Classification(10), preprocess=network.preprocess)
+    assert (found.best_epoch, found.metrics) == (0, measured)
+    assert found.history[0]["accuracy"] < measured["accuracy"] - 0.1
+    assert "keyframe 0.5: training made it worse on validation (accuracy " in caplog.text
+    assert "it stays as it was. Lower training.lr, or set training.clip_grad" in caplog.text
+    caplog.clear()
+    assert finetuned(student, network, digits, Classification(10), TRAINING, 20).best_epoch > 0
+    assert not caplog.records
 
 
 def test_draws_that_would_not_be_drawn_are_refused(network, digits):

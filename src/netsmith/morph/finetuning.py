@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from netsmith.core.cache import digest
+from netsmith.core.checkpoint import copied_state
 from netsmith.core.data import Splits
-from netsmith.core.engine import Progress, Step, TrainResult, train
+from netsmith.core.engine import Progress, Step, TrainResult, evaluate, train
 from netsmith.core.launched import world
 from netsmith.core.network import Network
 from netsmith.core.settings import TrainSettings
@@ -23,6 +25,8 @@ from netsmith.core.tasks import Task
 from netsmith.errors import MorphError
 from netsmith.morph.memory import Key, Memory
 from netsmith.morph.split import Split
+
+_log = logging.getLogger("netsmith.morph")
 
 _TOLERANCE = 0.02
 _REMEMBERED_BYTES = 512 * 2**20
@@ -114,6 +118,7 @@ def finetuned(
     views: int = 8,
     parameters: Collection[str] | None = None,
     fronts: Memory | None = None,
+    called: str = "the network",
     checkpoint_dir: Path | None = None,
     resume: bool = True,
     progress: Progress | None = None,
@@ -121,7 +126,9 @@ def finetuned(
 ) -> TrainResult:
     """Train `model` in place for about `steps` optimizer steps; it ends as the epoch best on validation.
 
-    Of epochs whose accuracies differ by less than a standard error, the one with the lowest loss is the best.
+    Of epochs whose accuracies differ by less than a standard error, the one with the lowest loss is the best. Where
+    even the best is worse by more than that than what `model` began as, it ends as it began (`best_epoch` 0), with a
+    warning.
 
     Args:
         model: a network that takes and gives what the base does.
@@ -136,6 +143,7 @@ def finetuned(
         views: augmented views of the training images, as in fitting: in each, the teacher runs once on a batch.
         parameters: names of those that are trained; None for all. Modules without any keep their statistics.
         fronts: of a `Split` network, what its front makes of the batches: several that share it compute that once.
+        called: what progress and warnings call it.
         checkpoint_dir: where it goes on from after an interruption.
         resume: see `netsmith.core.engine.train`.
         progress: told how far it is.
@@ -153,11 +161,24 @@ def finetuned(
     scope = (lessons.fingerprint, settings.batch_size, settings.seed, settings.augment)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameters is None or name in parameters)
-    return train(
+    objective = Distilling(task, teaches, distillation, temperature, None if mixed else scope, fronts)
+    before = copied_state(model)
+    start = evaluate(model, data.validation, task, preprocess=network.preprocess, device=device)
+    result = train(
         model, lessons, task, settings, preprocess=network.preprocess, checkpoint_dir=checkpoint_dir, resume=resume,
-        progress=progress, device=device, views=views,
-        objective=Distilling(task, teaches, distillation, temperature, None if mixed else scope, fronts),
+        progress=named(progress, called), device=device, views=views, objective=objective,
     )  # fmt: skip
+    first, best = start[task.primary], result.metrics[task.primary]
+    lost = (first - best) * (1 if task.higher_is_better else -1)
+    if lost > objective.slack(first, len(data.validation)):
+        _log.warning(
+            "%s: training made it worse on validation (%s %.4f before, %.4f at best after): it stays as it was. "
+            "Lower training.lr, or set training.clip_grad",
+            called, task.primary, first, best,
+        )  # fmt: skip
+        model.load_state_dict(before)
+        return replace(result, best_epoch=0, metrics=start)
+    return result
 
 
 def named(progress: Progress | None, text: str) -> Progress | None:

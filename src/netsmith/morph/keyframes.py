@@ -19,7 +19,7 @@ from netsmith.core.graph import Chain
 from netsmith.core.network import Network
 from netsmith.core.settings import TrainSettings
 from netsmith.core.tasks import Task
-from netsmith.morph.finetuning import Teacher, finetuned, named, optimizer_steps
+from netsmith.morph.finetuning import Teacher, finetuned, optimizer_steps
 from netsmith.morph.fit import FitSettings
 from netsmith.morph.grid import Grid, way_down
 from netsmith.morph.memory import Memory
@@ -191,7 +191,7 @@ def fit_keyframes(
             distillation=fitting.distillation, temperature=fitting.temperature, views=fitting.views, teacher=teacher,
             parameters={prefix + name for name in learned.parameters}, fronts=fronts,
             checkpoint_dir=None if checkpoints is None else checkpoints / f"keyframe-{ratio:g}",
-            progress=named(progress, f"keyframe {ratio:g}"), device=device,
+            called=f"keyframe {ratio:g}", progress=progress, device=device,
         )  # fmt: skip
         anew(model)
         made[ratio] = model.eval()

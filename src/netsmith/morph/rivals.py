@@ -230,7 +230,7 @@ class Bench:
         trained = finetuned(
             model, self.result.network, data, self.result.task, training, steps,
             teacher=self.teacher, checkpoint_dir=self._checkpoints(key, model), device=self.device,
-            progress=named(self.progress, f"{RIVALS[kind]} at {ratio:g}"), **settings,
+            called=f"{RIVALS[kind]} at {ratio:g}", progress=self.progress, **settings,
         )  # fmt: skip
         plain = fold_batch_norms(model, self.result.prepared.example) if self.result.prepared.folded else model
         lessons, _ = lesson(data, training, steps)
