@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
+from torch import nn
 
 from netsmith.core.channel_types import Axis
 from netsmith.core.channels import channel_index, entries, permute, relocate, resize, set_widths, width_groups
@@ -192,6 +195,30 @@ def test_groups_of_another_network(resnet):
     _, groups = resnet
     with pytest.raises(ChannelError, match="this network has no such tensor; give the network whose groups these are"):
         permute(BUILDERS["lenet"](num_classes=10), groups["layer1.0.conv1"], list(range(16)))
+
+
+def old(module: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the older function is on its way out
+        return torch.nn.utils.weight_norm(module)
+
+
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        (torch.nn.utils.parametrizations.weight_norm, "parametrize.remove_parametrizations(module, 'weight')"),
+        (torch.nn.utils.parametrizations.spectral_norm, "parametrize.remove_parametrizations(module, 'weight')"),
+        (torch.nn.utils.spectral_norm, "torch.nn.utils.remove_spectral_norm(module)"),
+        (old, "torch.nn.utils.remove_weight_norm(module)"),
+    ],
+)
+def test_weights_that_are_computed_are_refused_with_what_to_do(change, remedy):
+    model = nn.Sequential(change(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    found = width_groups(model, torch.randn(2, 6))
+    assert [g.name for g in found] == ["2"]
+    reasons = {r.name: r.reason for r in found.refused}
+    assert reasons["0"].startswith("its weight is computed by a ")
+    assert reasons["0"].endswith(f"Make it a plain one: {remedy}" if remedy.startswith("torch") else remedy)
 
 
 def test_a_network_without_groups():

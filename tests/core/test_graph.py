@@ -184,6 +184,45 @@ def test_channels_last_is_told_from_channels_first():
     assert {c.layout.kind for c in dissect(first, torch.randn(1, 8, 8, 8)).cuts} == {"NCHW"}
 
 
+class Recurrent(nn.Module):
+    """Layers that hand on outputs and states, between others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 16))
+        self.first = nn.GRU(16, 12, batch_first=True)
+        self.between = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 12))
+        self.second = nn.LSTM(12, 8, num_layers=2, batch_first=True, bidirectional=True)
+        self.head = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, _ = self.first(self.embed(x))
+        x, (_, _) = self.second(x + self.between(x))
+        return self.head(x[:, -1])
+
+
+def test_recurrent_layers_stay_whole_within_a_unit():
+    model = Recurrent().eval()
+    chain = dissect(model, torch.randn(2, 6, 8))
+    x = torch.randn(5, 6, 8)
+    assert torch.equal(chain(x), model(x))
+    assert len(chain) >= 2
+
+
+def test_a_network_that_is_one_recurrent_layer_cannot_be_cut():
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(8, 16, 2, batch_first=True)
+            self.head = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 10))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.lstm(x[:, 0])[0][:, -1])
+
+    with pytest.raises(DissectionError, match="Last cannot be cut into units: no two points were found"):
+        dissect(Last(), torch.randn(2, 1, 6, 8))  # behind it there are vectors only
+
+
 class Mixer(nn.Module):
     """Mixes tokens by a linear layer before anything speaks of channels."""
 

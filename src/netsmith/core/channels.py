@@ -7,8 +7,10 @@ proves those of any network; `permute`, `resize` and `set_widths` act along them
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from netsmith.core.channel_candidates import candidates
 from netsmith.core.channel_proof import Proof, larger, sift, smaller
@@ -62,9 +64,34 @@ def width_groups(model: nn.Module, example_input: Tensor, *, name: str = "") -> 
         run_whole(model, two, label)
         found, refused = candidates(model, two[:1])
         accepted, failed = _prove(model, two, found)
+    failures = [_plainly(model, r) for r in (*refused, *failed)]
     if not accepted:
-        raise ChannelError(f"{label} has no width group that can be proved. {_reasons([*refused, *failed])}")
-    return WidthGroups(tuple(accepted), (*refused, *failed))
+        raise ChannelError(f"{label} has no width group that can be proved. {_reasons(failures)}")
+    return WidthGroups(tuple(accepted), tuple(failures))
+
+
+def _plainly(model: nn.Module, refused: Refused) -> Refused:
+    """Where the weights of a layer are computed from others, that is the reason, whatever came of it."""
+    layer = dict(model.named_modules()).get(refused.name)
+    if layer is None:
+        return refused
+    if is_parametrized(layer):
+        assert isinstance(layer.parametrizations, nn.ModuleDict)
+        names = ", ".join(layer.parametrizations)
+        remedy = f"torch.nn.utils.parametrize.remove_parametrizations(module, '{names.partition(',')[0]}')"
+        return replace(refused, reason=f"its {names} is computed by a parametrization. Make it a plain one: {remedy}")
+    for hook in layer._forward_pre_hooks.values():
+        remedy = _OLD_HOOKS.get(type(hook).__name__)
+        if remedy is not None:
+            reason = f"its {getattr(hook, 'name', 'weight')} is computed by a hook. Make it a plain one: {remedy}"
+            return replace(refused, reason=reason)
+    return refused
+
+
+_OLD_HOOKS = {
+    "WeightNorm": "torch.nn.utils.remove_weight_norm(module)",
+    "SpectralNorm": "torch.nn.utils.remove_spectral_norm(module)",
+}
 
 
 def _prove(model: nn.Module, x: Tensor, found: Sequence[WidthGroup]) -> tuple[list[WidthGroup], list[Refused]]:

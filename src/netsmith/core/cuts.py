@@ -258,9 +258,9 @@ class _Tree:
                 done.add(id(link))
                 if self.open[id(link)]:
                     stops += self._stops(link)
-                else:
-                    assert link.end is not None
+                elif link.end is not None and self._ends_at_cut(link):
                     stops.append((self.by_step[link.end.step], link))
+                # else a layer that hands on more than a tensor (a recurrent one: outputs and states): no cut inside it
         return stops
 
 
