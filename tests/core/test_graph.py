@@ -184,6 +184,30 @@ def test_channels_last_is_told_from_channels_first():
     assert {c.layout.kind for c in dissect(first, torch.randn(1, 8, 8, 8)).cuts} == {"NCHW"}
 
 
+class TorchTransformer(nn.Module):
+    """torch's own encoder, for which eval mode has a fused kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(8, 16)
+        layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 5, enable_nested_tensor=False)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(self.embed(x)).mean(1))
+
+
+def test_torchs_transformer_gives_its_layers():
+    model = TorchTransformer().eval()
+    chain = dissect(model, torch.randn(2, 6, 8))
+    assert len(chain) == 5
+    assert torch.backends.mha.get_fastpath_enabled()
+    x = torch.randn(3, 6, 8)
+    with torch.no_grad():
+        assert torch.allclose(chain(x), model(x), atol=1e-5)  # the model runs the fused kernel
+
+
 class Recurrent(nn.Module):
     """Layers that hand on outputs and states, between others."""
 

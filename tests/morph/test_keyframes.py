@@ -16,7 +16,7 @@ from netsmith.core.engine import evaluate
 from netsmith.core.network import load_source
 from netsmith.core.settings import TrainSettings
 from netsmith.core.tasks import Classification
-from netsmith.errors import MorphError
+from netsmith.errors import MorphError, TrainingError
 from netsmith.morph.finetuning import finetuned
 from netsmith.morph.fit import FitSettings
 from netsmith.morph.grid import Grid
@@ -255,6 +255,12 @@ def test_training_that_makes_a_network_worse_is_undone(network, digits, caplog):
     caplog.clear()
     assert finetuned(student, network, digits, Classification(10), TRAINING, 20).best_epoch > 0
     assert not caplog.records
+
+
+def test_a_loss_that_is_not_finite_says_which_keyframe_it_is_of(network, digits):
+    training = TRAINING.model_copy(update={"lr": 1e30})
+    with pytest.raises(TrainingError, match=r"^keyframe 0\.75: the loss at step \d+ of \d+ of epoch 1 is "):
+        make_morphable(network, digits, widths=(0.5, 1.0), training=training, ratios=(1.0,))
 
 
 def test_draws_that_would_not_be_drawn_are_refused(network, digits):

@@ -94,7 +94,13 @@ def _first_not_finite(model: nn.Module, x: Tensor) -> str:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back the mode of every module, every buffer and the random state."""
+    """Put back the mode of every module, every buffer and the random state.
+
+    Meanwhile torch's transformer layers run their own code, as they do while they are recorded, and not the fused
+    kernel that stands in for it in eval mode, whose numbers are a little different.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     modes = {m: m.training for m in model.modules()}
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
@@ -102,6 +108,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for m, mode in modes.items():
             m.training = mode
         with torch.no_grad():

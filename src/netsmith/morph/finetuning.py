@@ -22,7 +22,7 @@ from netsmith.core.network import Network
 from netsmith.core.settings import TrainSettings
 from netsmith.core.structure import structure
 from netsmith.core.tasks import Task
-from netsmith.errors import MorphError
+from netsmith.errors import MorphError, TrainingError
 from netsmith.morph.memory import Key, Memory
 from netsmith.morph.split import Split
 
@@ -164,10 +164,13 @@ def finetuned(
     objective = Distilling(task, teaches, distillation, temperature, None if mixed else scope, fronts)
     before = copied_state(model)
     start = evaluate(model, data.validation, task, preprocess=network.preprocess, device=device)
-    result = train(
-        model, lessons, task, settings, preprocess=network.preprocess, checkpoint_dir=checkpoint_dir, resume=resume,
-        progress=named(progress, called), device=device, views=views, objective=objective,
-    )  # fmt: skip
+    try:
+        result = train(
+            model, lessons, task, settings, preprocess=network.preprocess, checkpoint_dir=checkpoint_dir,
+            resume=resume, progress=named(progress, called), device=device, views=views, objective=objective,
+        )  # fmt: skip
+    except TrainingError as error:
+        raise TrainingError(f"{called}: {error}") from error
     first, best = start[task.primary], result.metrics[task.primary]
     lost = (first - best) * (1 if task.higher_is_better else -1)
     if lost > objective.slack(first, len(data.validation)):
