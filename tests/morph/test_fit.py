@@ -166,6 +166,21 @@ def test_draws_follow_from_seed_and_step():
     assert derived_seed(0, 2, 5, 1) == derived_seed(0, 2, 5, 1) != derived_seed(0, 2, 6, 1)
 
 
+def test_a_fit_that_makes_every_epoch_worse_is_undone(digits, caplog):
+    network = tiny()
+    train(network.model, digits, TASK, TRAINING.model_copy(update={"lr": 0.1}), preprocess=network.preprocess)
+    prepared = prepare(network, fold=False)
+    space = morph_space(prepared.groups, "all", (0.75, 1.0))
+    made = Morphable(prepared.model, space, Nested(prepared.model.state_dict(), space.groups))
+    before = {name: value.clone() for name, value in made.generator.state_dict().items()}
+    arguments = {"preprocess": network.preprocess, "judged": (1.0,)}
+    result = fit(made, digits, TASK, FitSettings(), TRAINING.model_copy(update={"lr": 20.0, "ema": None}), **arguments)
+    assert result.best_epoch == 0
+    assert result.metrics["accuracy@1"] > max(entry["accuracy"] for entry in result.history)
+    assert all(torch.equal(before[name], value) for name, value in made.generator.state_dict().items())
+    assert "the generator: training made it worse on validation (accuracy " in caplog.text
+
+
 def test_mixed_images_are_refused(digits):
     with pytest.raises(MorphError, match="leave mixup and cutmix 0"):
         fit(grid(), digits, TASK, FitSettings(), TRAINING.model_copy(update={"mixup": 0.2}))

@@ -251,7 +251,7 @@ def test_training_that_makes_a_network_worse_is_undone(network, digits, caplog):
     assert (found.best_epoch, found.metrics) == (0, measured)
     assert found.history[0]["accuracy"] < measured["accuracy"] - 0.1
     assert "keyframe 0.5: training made it worse on validation (accuracy " in caplog.text
-    assert "it stays as it was. Lower training.lr, or set training.clip_grad" in caplog.text
+    assert "it stays as it was. Lower training.lr, set training.clip_grad or add training.warmup_epochs" in caplog.text
     caplog.clear()
     assert finetuned(student, network, digits, Classification(10), TRAINING, 20).best_epoch > 0
     assert not caplog.records
@@ -261,6 +261,17 @@ def test_a_loss_that_is_not_finite_says_which_keyframe_it_is_of(network, digits)
     training = TRAINING.model_copy(update={"lr": 1e30})
     with pytest.raises(TrainingError, match=r"^keyframe 0\.75: the loss at step \d+ of \d+ of epoch 1 is "):
         make_morphable(network, digits, widths=(0.5, 1.0), training=training, ratios=(1.0,))
+
+
+def test_mixed_images_are_refused_before_a_keyframe_is_trained(network, digits):
+    seen = []
+    mixed = TRAINING.model_copy(update={"mixup": 0.2})
+    with pytest.raises(MorphError, match="leave mixup and cutmix 0"):
+        make_morphable(
+            network, digits, widths=(0.5, 1.0), training=mixed, ratios=(1.0,),
+            progress=lambda what, done, total, note="": seen.append(what),
+        )  # fmt: skip
+    assert "training" not in seen
 
 
 def test_draws_that_would_not_be_drawn_are_refused(network, digits):

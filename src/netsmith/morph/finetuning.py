@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from netsmith.core.cache import digest
-from netsmith.core.checkpoint import copied_state
 from netsmith.core.data import Splits
 from netsmith.core.engine import Progress, Step, TrainResult, evaluate, train
 from netsmith.core.launched import world
@@ -25,8 +23,7 @@ from netsmith.core.tasks import Task
 from netsmith.errors import MorphError, TrainingError
 from netsmith.morph.memory import Key, Memory
 from netsmith.morph.split import Split
-
-_log = logging.getLogger("netsmith.morph")
+from netsmith.morph.undoing import undone_if_worse
 
 _TOLERANCE = 0.02
 _REMEMBERED_BYTES = 512 * 2**20
@@ -162,26 +159,23 @@ def finetuned(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameters is None or name in parameters)
     objective = Distilling(task, teaches, distillation, temperature, None if mixed else scope, fronts)
-    before = copied_state(model)
-    start = evaluate(model, data.validation, task, preprocess=network.preprocess, device=device)
-    try:
-        result = train(
-            model, lessons, task, settings, preprocess=network.preprocess, checkpoint_dir=checkpoint_dir,
-            resume=resume, progress=named(progress, called), device=device, views=views, objective=objective,
-        )  # fmt: skip
-    except TrainingError as error:
-        raise TrainingError(f"{called}: {error}") from error
-    first, best = start[task.primary], result.metrics[task.primary]
-    lost = (first - best) * (1 if task.higher_is_better else -1)
-    if lost > objective.slack(first, len(data.validation)):
-        _log.warning(
-            "%s: training made it worse on validation (%s %.4f before, %.4f at best after): it stays as it was. "
-            "Lower training.lr, or set training.clip_grad",
-            called, task.primary, first, best,
-        )  # fmt: skip
-        model.load_state_dict(before)
-        return replace(result, best_epoch=0, metrics=start)
-    return result
+
+    def run() -> TrainResult:
+        try:
+            return train(
+                model, lessons, task, settings, preprocess=network.preprocess, checkpoint_dir=checkpoint_dir,
+                resume=resume, progress=named(progress, called), device=device, views=views, objective=objective,
+            )  # fmt: skip
+        except TrainingError as error:
+            raise TrainingError(f"{called}: {error}") from error
+
+    def judge() -> dict[str, float]:
+        return evaluate(model, data.validation, task, preprocess=network.preprocess, device=device)
+
+    def slack(metric: float) -> float:
+        return objective.slack(metric, len(data.validation))
+
+    return undone_if_worse(model, run, judge, task, slack=slack, called=called)
 
 
 def named(progress: Progress | None, text: str) -> Progress | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from netsmith import limits
 from netsmith.core.cache import digest
 from netsmith.core.data import Splits
-from netsmith.core.engine import Progress, Step, TrainResult, train
+from netsmith.core.engine import Progress, Step, TrainResult, evaluate, train
 from netsmith.core.images import derived_seed
 from netsmith.core.measure import Entry, Preprocessing
 from netsmith.core.settings import TrainSettings
@@ -24,6 +24,7 @@ from netsmith.morph.generator import Generator, Noise
 from netsmith.morph.grid import Grid
 from netsmith.morph.memory import Memory
 from netsmith.morph.morphable import Morphable
+from netsmith.morph.undoing import undone_if_worse
 
 Draw = Literal["full", "low", "random", "mixed", "keyframe", "coarse"]
 
@@ -255,6 +256,8 @@ def fit(
 ) -> TrainResult:
     """Fit the generator of `morphable` in place; it ends with the weights of the epoch best on validation.
 
+    Where even that epoch is worse than what it began with, it ends as that, with a warning.
+
     Which epoch is best is judged by the mean of the task's metric over `judged` ratios (by default highest, middle and
     lowest of the fitted range; no group leaves its own). A run that was stopped goes on from its checkpoint and ends as
     if it had not been.
@@ -263,24 +266,31 @@ def fit(
         TrainingError: a loss that is not finite (with step and widths), or a checkpoint of another run.
         MorphError: images would be mixed, so that what the base makes of them could not be remembered.
     """
-    if training.mixup or training.cutmix:
-        raise MorphError("fitting remembers what the base network makes of each image: leave mixup and cutmix 0")
+    check_unmixed(training)
     if judged is None:
         low, high = morphable.space.hull
         if settings.coarse_alone:
             high = min(high, 1.5 * low)
         judged = tuple(dict.fromkeys((high, round((low + high) / 2, 4), low)))
     objective = Fitting(task, settings, training.seed, judged)
-    chosen: dict[str, Any] = {"checkpoint_dir": checkpoint_dir, "resume": resume, "device": device}
-    return train(
-        morphable,
-        data,
-        task,
-        training,
-        preprocess=preprocess,
-        progress=progress,
-        on_epoch=on_epoch,
-        objective=objective,
-        views=settings.views,
-        **chosen,
-    )
+
+    def run() -> TrainResult:
+        return train(
+            morphable, data, task, training, preprocess=preprocess, checkpoint_dir=checkpoint_dir, resume=resume,
+            progress=progress, on_epoch=on_epoch, device=device, objective=objective, views=settings.views,
+        )  # fmt: skip
+
+    def measured(model: nn.Module) -> dict[str, float]:
+        return evaluate(model, data.validation, task, preprocess=preprocess, device=device)
+
+    def judge() -> dict[str, float]:
+        return objective.judge(morphable, measured)
+
+    called = "the coarse set" if settings.coarse_alone else "the generator"
+    return undone_if_worse(morphable.generator, run, judge, task, slack=lambda _: 0.0, called=called)
+
+
+def check_unmixed(training: TrainSettings) -> None:
+    """Raise MorphError for settings that mix images."""
+    if training.mixup or training.cutmix:
+        raise MorphError("fitting remembers what the base network makes of each image: leave mixup and cutmix 0")

@@ -25,7 +25,7 @@ from netsmith.core.profile import measure_latency
 from netsmith.core.tasks import Task, make_task
 from netsmith.errors import DissectionError, MorphError
 from netsmith.morph.coordinates import along
-from netsmith.morph.fit import FitSettings, fit
+from netsmith.morph.fit import FitSettings, check_unmixed, fit
 from netsmith.morph.generator import Generator, make_generator
 from netsmith.morph.grid import Grid, keyframe_widths
 from netsmith.morph.inr import INR
@@ -218,6 +218,8 @@ def make_morphable(
     floor = judge.both(lambda part: judge.floor(morphable, part))
     fitting = fitting or FitSettings.model_validate({})
     apart = None if training is None else _apart(made, len(data.train), training, fitting)
+    if training is not None and (apart is None or apart.together is not None):
+        check_unmixed(training)
     if ready is not None:
         ready(space)
     result, courses = None, ()
