@@ -27,6 +27,8 @@ from netsmith.morph.fit import FitSettings
 from netsmith.morph.pipeline import make_morphable
 from netsmith.morph.saving import artifact_bytes, base_bytes, save_morphed
 
+FITTING = ("generator", "keyframes", "fit")
+"""Steps that count as fitting; a warm start is part of the first."""
 RATIOS = tuple(k / 16 for k in range(16, 1, -1))
 COMMON = {
     "lr": 0.02, "weight_decay": 1e-4, "augment": True, "precision": "bf16", "channels_last": True,
@@ -165,7 +167,7 @@ def table(arguments: argparse.Namespace) -> None:
                 "seeds": len(pieces),
                 "steps": pieces[0]["steps"],
                 "bytes_over_base": pieces[0]["bytes_over_base"],
-                "fit_seconds": statistics.mean(p["seconds"]["fit"] + p["seconds"].get("keyframes", 0) for p in pieces),
+                "fit_seconds": statistics.mean(sum(p["seconds"].get(k, 0) for k in FITTING) for p in pieces),
                 "base": pieces[0]["base"]["test"],
                 "floor": pieces[0]["floor"]["test"],
             }
