@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -117,7 +118,8 @@ def _manner(tune: TrainSettings | None, precision: str) -> dict[str, Any]:
 
 def _read(config: MorphConfig, network: Sketch, device: str) -> float:
     """Seconds in which an `inr` gives all weights at full width once, and learns from that."""
-    layers, hidden = (_whole(config, name, default) for name, default in (("layers", 5), ("hidden", 256)))
+    usual = inspect.signature(INR).parameters
+    layers, hidden = (_whole(config, name, usual[name].default) for name in ("layers", "hidden"))
     return network.params / _KERNEL * layers * hidden**2 / product_rate(max(1, min(hidden, _WIDEST)), device)
 
 

@@ -64,15 +64,15 @@ def width_groups(model: nn.Module, example_input: Tensor, *, name: str = "") -> 
         run_whole(model, two, label)
         found, refused = candidates(model, two[:1])
         accepted, failed = _prove(model, two, found)
-    failures = [_plainly(model, r) for r in (*refused, *failed)]
+    layers = dict(model.named_modules())
+    failures = [_plainly(layers.get(r.name), r) for r in (*refused, *failed)]
     if not accepted:
         raise ChannelError(f"{label} has no width group that can be proved. {_reasons(failures)}")
     return WidthGroups(tuple(accepted), tuple(failures))
 
 
-def _plainly(model: nn.Module, refused: Refused) -> Refused:
+def _plainly(layer: nn.Module | None, refused: Refused) -> Refused:
     """Where the weights of a layer are computed from others, that is the reason, whatever came of it."""
-    layer = dict(model.named_modules()).get(refused.name)
     if layer is None:
         return refused
     if is_parametrized(layer):

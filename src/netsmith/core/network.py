@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from netsmith import limits
@@ -20,63 +18,15 @@ from netsmith.core import artifact
 from netsmith.core import hub as _hub  # noqa: F401  artifacts of the Hub (hf:) are sources
 from netsmith.core.cache import digest
 from netsmith.core.libraries import build, commercial_use, facts
-from netsmith.core.manifest_fields import ImageFields, check_fields
 from netsmith.core.output import sha256_file
+from netsmith.core.preprocess import Preprocess
 from netsmith.core.sources import Facts, Source, parse_source
 from netsmith.core.structure import structure
 from netsmith.core.weights import load_state, load_weights_file, mismatch
-from netsmith.errors import ArtifactError, DataError, SourceError
+from netsmith.errors import ArtifactError, SourceError
 
 _log = logging.getLogger("netsmith.zoo")
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """What a network expects of its images: `input_size` is (channels, height, width); `mean`, `std` per channel."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    input_size: tuple[int, int, int]
-    interpolation: str = "bilinear"
-
-    def __call__(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
-        """Images with values in [0, 1] resized (antialiased) where they are of another size, then normalised.
-
-        Raises:
-            DataError: the images have another number of channels.
-        """
-        channels, height, width = self.input_size
-        if images.shape[1] != channels:
-            raise DataError(
-                f"The network takes images of {channels} channels and these have {images.shape[1]} "
-                f"(shape {tuple(images.shape)}). Convert the images, or build the network for them (input_size)."
-            )
-        if images.shape[2:] != (height, width):
-            if self.interpolation == "nearest":
-                images = F.interpolate(images, (height, width), mode="nearest-exact")
-            else:
-                resized = F.interpolate(images, (height, width), mode=self.interpolation, antialias=True)
-                images = resized.clamp(0, 1)  # bicubic overshoots
-        mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, dtype=images.dtype, device=images.device).view(-1, 1, 1)
-        return (images - mean) / std
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, as a manifest keeps them under `preprocess`."""
-        return {
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "input_size": list(self.input_size),
-            "interpolation": self.interpolation,
-        }
-
-    @staticmethod
-    def from_json(value: Mapping[str, Any]) -> Preprocess:
-        """The inverse of `to_json`. Raises ArtifactError."""
-        plain = {key: list(v) if isinstance(v, tuple) else v for key, v in dict(value).items()}
-        found = check_fields(plain, ImageFields, "a network's 'preprocess'")
-        return Preprocess(tuple(found.mean), tuple(found.std), found.shape, found.interpolation)
 
 
 @dataclass(frozen=True)

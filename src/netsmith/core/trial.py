@@ -100,11 +100,11 @@ def untouched(model: nn.Module) -> Iterator[None]:
     kernel that stands in for it in eval mode, whose numbers are a little different.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     modes = {m: m.training for m in model.modules()}
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         with torch.random.fork_rng(devices=devices):
             yield
     finally:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from netsmith.core.cache import digest
+from netsmith.core.checkpoint import copied_state
 from netsmith.core.data import Splits
 from netsmith.core.engine import Progress, Step, TrainResult, evaluate, train
 from netsmith.core.launched import world
@@ -20,10 +22,12 @@ from netsmith.core.network import Network
 from netsmith.core.settings import TrainSettings
 from netsmith.core.structure import structure
 from netsmith.core.tasks import Task
+from netsmith.core.undoing import undone_if_worse
 from netsmith.errors import MorphError, TrainingError
 from netsmith.morph.memory import Key, Memory
 from netsmith.morph.split import Split
-from netsmith.morph.undoing import undone_if_worse
+
+_log = logging.getLogger("netsmith.morph")
 
 _TOLERANCE = 0.02
 _REMEMBERED_BYTES = 512 * 2**20
@@ -160,22 +164,41 @@ def finetuned(
         parameter.requires_grad_(parameters is None or name in parameters)
     objective = Distilling(task, teaches, distillation, temperature, None if mixed else scope, fronts)
 
-    def run() -> TrainResult:
-        try:
-            return train(
-                model, lessons, task, settings, preprocess=network.preprocess, checkpoint_dir=checkpoint_dir,
-                resume=resume, progress=named(progress, called), device=device, views=views, objective=objective,
-            )  # fmt: skip
-        except TrainingError as error:
-            raise TrainingError(f"{called}: {error}") from error
+    start = evaluate(model, data.validation, task, preprocess=network.preprocess, device=device)
+    state = copied_state(model)
+    try:
+        result = train(
+            model, lessons, task, settings, preprocess=network.preprocess, checkpoint_dir=checkpoint_dir,
+            resume=resume, progress=named(progress, called), device=device, views=views, objective=objective,
+        )  # fmt: skip
+    except TrainingError as error:
+        raise TrainingError(f"{called}: {error}") from error
+    slack = objective.slack(start[task.primary], len(data.validation))
+    return kept_or_undone(called, model, state, start, result, task, slack=slack)
 
-    def judge() -> dict[str, float]:
-        return evaluate(model, data.validation, task, preprocess=network.preprocess, device=device)
 
-    def slack(metric: float) -> float:
-        return objective.slack(metric, len(data.validation))
+def kept_or_undone(
+    called: str,
+    trained: nn.Module,
+    state: Mapping[str, Tensor],
+    start: Mapping[str, float],
+    result: TrainResult,
+    task: Task,
+    *,
+    slack: float = 0.0,
+) -> TrainResult:
+    """A training's result; of one that was undone (`undone_if_worse`), with a warning, epoch 0 is the best."""
 
-    return undone_if_worse(model, run, judge, task, slack=slack, called=called)
+    def tell(before: float, after: float) -> None:
+        _log.warning(
+            "%s: training made it worse on validation (%s %.4f before, %.4f at best after): it stays as it was. "
+            "Lower training.lr, set training.clip_grad or add training.warmup_epochs",
+            called, task.primary, before, after,
+        )  # fmt: skip
+
+    if undone_if_worse(trained, state, start, result, task, tell, slack=slack):
+        return replace(result, best_epoch=0, metrics=dict(start))
+    return result
 
 
 def named(progress: Progress | None, text: str) -> Progress | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from netsmith import limits
 from netsmith.core.cache import digest
+from netsmith.core.checkpoint import copied_state
 from netsmith.core.data import Splits
 from netsmith.core.engine import Progress, Step, TrainResult, evaluate, train
 from netsmith.core.images import derived_seed
@@ -20,11 +21,11 @@ from netsmith.core.measure import Entry, Preprocessing
 from netsmith.core.settings import TrainSettings
 from netsmith.core.tasks import Task
 from netsmith.errors import MorphError, TrainingError
+from netsmith.morph.finetuning import kept_or_undone
 from netsmith.morph.generator import Generator, Noise
 from netsmith.morph.grid import Grid
 from netsmith.morph.memory import Memory
 from netsmith.morph.morphable import Morphable
-from netsmith.morph.undoing import undone_if_worse
 
 Draw = Literal["full", "low", "random", "mixed", "keyframe", "coarse"]
 
@@ -274,20 +275,16 @@ def fit(
         judged = tuple(dict.fromkeys((high, round((low + high) / 2, 4), low)))
     objective = Fitting(task, settings, training.seed, judged)
 
-    def run() -> TrainResult:
-        return train(
-            morphable, data, task, training, preprocess=preprocess, checkpoint_dir=checkpoint_dir, resume=resume,
-            progress=progress, on_epoch=on_epoch, device=device, objective=objective, views=settings.views,
-        )  # fmt: skip
-
     def measured(model: nn.Module) -> dict[str, float]:
         return evaluate(model, data.validation, task, preprocess=preprocess, device=device)
 
-    def judge() -> dict[str, float]:
-        return objective.judge(morphable, measured)
-
-    called = "the coarse set" if settings.coarse_alone else "the generator"
-    return undone_if_worse(morphable.generator, run, judge, task, slack=lambda _: 0.0, called=called)
+    called, fitted = "the coarse set" if settings.coarse_alone else "the generator", morphable.generator
+    state, start = copied_state(fitted), objective.judge(morphable, measured)
+    result = train(
+        morphable, data, task, training, preprocess=preprocess, checkpoint_dir=checkpoint_dir, resume=resume,
+        progress=progress, on_epoch=on_epoch, device=device, objective=objective, views=settings.views,
+    )  # fmt: skip
+    return kept_or_undone(called, fitted, state, start, result, task)
 
 
 def check_unmixed(training: TrainSettings) -> None:

@@ -25,6 +25,7 @@ from netsmith.core.profile import Budget
 from netsmith.core.session import placed
 from netsmith.core.sharing import Piece, share
 from netsmith.core.tasks import Classification
+from netsmith.core.undoing import undone_if_worse
 from netsmith.reassembly.affinity import StitchCosts
 from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.candidates import (
@@ -356,14 +357,8 @@ class Run:
                     progress=self.steps.tell,
                 )
                 candidate.finetuned = result.metrics["accuracy"]
-                if candidate.finetuned < candidate.stitched:
-                    _LOG.warning(
-                        "fine-tuning made the network worse on validation (%.2f%% before, %.2f%% at best after): it "
-                        "keeps its stitched weights. Lower finetune.lr, or take larger stitch.ridge",
-                        100 * candidate.stitched,
-                        100 * candidate.finetuned,
-                    )
-                    module.load_state_dict(stitched)
+                start = {"accuracy": candidate.stitched}
+                if undone_if_worse(module, stitched, start, result, self.task, _made_worse):
                     candidate.finetuned = candidate.stitched
                 if best is None or candidate.finetuned > (best[0].finetuned or 0.0):
                     best = (candidate, module, result, stitched)
@@ -395,3 +390,12 @@ class Run:
 
 def _measure(unit: Unit, size: Size) -> float:
     return 1.0 if size == "units" else float(getattr(unit, size))
+
+
+def _made_worse(before: float, after: float) -> None:
+    _LOG.warning(
+        "fine-tuning made the network worse on validation (%.2f%% before, %.2f%% at best after): it "
+        "keeps its stitched weights. Lower finetune.lr, or take larger stitch.ridge",
+        100 * before,
+        100 * after,
+    )
