@@ -155,6 +155,9 @@ def test_the_fit_follows_the_metric_at_three_widths(tmp_path, morphed):
     details["fit"] = {"epochs": 80, "best_epoch": 72, "seconds": None, "history": history}
     page = page_of(tmp_path, (summary, details))
     assert "80 epochs, the best of them number 72." in page.text
+    details["fit"]["best_epoch"] = 0
+    undone = page_of(tmp_path, (summary, details)).text
+    assert "80 epochs, none of them better than what it began with, so it stayed that." in undone
     assert any("training loss over epoch" in (s.get("aria-label") or "") for s in page.svgs)
 
 
@@ -166,6 +169,10 @@ def test_keyframes_and_the_coarse_set_are_told_apart(tmp_path, morphed):
     text = page_of(tmp_path, (summary, details)).text
     assert "3 for 2 keyframes, each trained by itself, and then 1 for the coarse set." in text
     assert "0.75× wide 0.5× wide coarse set" in text
+    assert "made worse" not in text
+    details["fit"]["undone"] = ["0.75", "coarse set"]
+    text = page_of(tmp_path, (summary, details)).text
+    assert "for the coarse set. Training made worse, so stayed as it began: 0.75×, coarse set." in text
 
 
 def test_a_long_history_is_thinned_and_stays_small(tmp_path, morphed):

@@ -275,7 +275,9 @@ def _history(result: Morphed) -> dict[str, Any] | None:
     seconds = [course.seconds for _, course in result.keyframes] + ([] if last is None else [last.seconds])
     found: dict[str, Any] = {"epochs": len(rows), "seconds": sum(seconds), "history": rows}
     if apart:
-        return {**found, "keyframes": len(result.keyframes), "keyframe_epochs": apart}
+        undone = [f"{ratio:g}" for ratio, course in result.keyframes if not course.best_epoch]
+        undone += ["coarse set"] if last is not None and not last.best_epoch else []
+        return {**found, "keyframes": len(result.keyframes), "keyframe_epochs": apart, "undone": undone}
     return {**found, "best_epoch": None if last is None else last.best_epoch}
 
 

@@ -156,7 +156,9 @@ def _fit_facts(results: MorphResults) -> str:
     text = ", ".join(parts)
     if fit.seconds is not None:
         text += f"{' in ' if text else ''}{formats.duration(fit.seconds)}"
-    if fit.best_epoch is not None:
+    if fit.best_epoch == 0:
+        text += f"{', ' if text else ''}none of them better than what it began with, so it stayed that"
+    elif fit.best_epoch is not None:
         text += f"{', ' if text else ''}the best of them number {formats.exact(fit.best_epoch)}"
     if fit.keyframes is not None and fit.keyframe_epochs is not None:
         one = fit.keyframes == 1
@@ -164,7 +166,11 @@ def _fit_facts(results: MorphResults) -> str:
         text += "keyframe" if one else "keyframes, each trained by itself"
         left = (fit.epochs or fit.keyframe_epochs) - fit.keyframe_epochs
         text += f", and then {formats.exact(left)} for the coarse set" if left else ""
-    return f"{text}." if text else ""
+    text = f"{text}." if text else ""
+    if fit.undone:
+        names = [name if name == "coarse set" else f"{name}×" for name in fit.undone]
+        text += f" Training made worse, so stayed as it began: {', '.join(names)}."
+    return text
 
 
 def _order(results: MorphResults) -> str:

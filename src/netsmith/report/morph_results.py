@@ -145,7 +145,10 @@ class StepRecord(Partial):
 
 
 class FitRecord(Partial):
-    """The training of the generator; `keyframe_epochs` of its epochs are those of `keyframes`, one after another."""
+    """The training of the generator; `keyframe_epochs` of its epochs are those of `keyframes`, one after another.
+
+    `undone` names those (or the coarse set) that stayed as they began, as training made them worse.
+    """
 
     steps: Number = None
     epochs: Number = None
@@ -153,6 +156,7 @@ class FitRecord(Partial):
     seconds: Number = None
     keyframes: Number = None
     keyframe_epochs: Number = None
+    undone: tuple[str, ...] = ()
     history: tuple[StepRecord, ...] = ()
 
     @property
