@@ -12,6 +12,7 @@ from netsmith.core.data import open_data
 from netsmith.core.network import load_source
 from netsmith.core.settings import TrainSettings
 from netsmith.core.tasks import Classification, Generation
+from netsmith.errors import TrainingError
 from netsmith.morph.finetuning import Distilling, Teacher, finetuned
 from netsmith.morph.memory import Memory
 from netsmith.morph.split import Split, split
@@ -112,6 +113,43 @@ def test_the_front_is_computed_once_for_all_that_share_its_memory(views):
         assert torch.allclose(plain[name], first[name], rtol=1e-4, atol=1e-5), name
         assert torch.equal(first[name], second[name]), name
     assert not torch.equal(plain["layer3.2.conv1.weight"], network.model.state_dict()["layer3.2.conv1.weight"])
+
+
+@pytest.mark.parametrize(("views", "first", "seen"), [(8, 0, [0, 1, 2]), (8, 6, [6, 7, 0]), (2, 1, [1, 0, 1])])
+def test_a_training_sees_the_views_from_its_first_on(monkeypatch, tmp_path, views, first, seen):
+    """Gone on with after an interruption, too; another first view is another training."""
+    data, task = open_data("digits"), Classification(10)
+    network = load_source(resnet(), name="small", input_size=(1, 8, 8), num_classes=10)
+    training = TrainSettings(epochs=3, batch_size=512, lr=0.05, warmup_epochs=0, augment=True)
+    steps = 3 * (len(data.train) // 512)
+    told, own_loss = [], Distilling.loss
+
+    def loss(self, model, images, targets, step):
+        told.append(step.view)
+        if len(told) == stop:
+            raise KeyboardInterrupt
+        return own_loss(self, model, images, targets, step)
+
+    def trained(folder, first_view):
+        model = copy.deepcopy(network.model)
+        finetuned(
+            model, network, data, task, training, steps, views=views, first_view=first_view, checkpoint_dir=folder
+        )
+        return model.state_dict()
+
+    monkeypatch.setattr(Distilling, "loss", loss)
+    stop = 0
+    whole = trained(None, first)
+    assert list(dict.fromkeys((k // (steps // 3), view) for k, view in enumerate(told))) == list(enumerate(seen))
+    told.clear()
+    stop = 2 * steps // 3 + 1
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, first)
+    stop = 0
+    again = trained(tmp_path, first)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    with pytest.raises(TrainingError, match="is of another run"):
+        trained(tmp_path, first + 1)
 
 
 def test_of_epochs_within_the_noise_the_one_with_the_lower_loss_is_kept(monkeypatch):

@@ -66,6 +66,7 @@ def train(
     device: str | torch.device | None = None,
     objective: Objective | None = None,
     views: int | None = None,
+    first_view: int = 0,
 ) -> TrainResult:
     """Train `model` in place; it ends with the weights of the epoch that was best on the validation part.
 
@@ -85,6 +86,7 @@ def train(
         objective: what a step minimises and an epoch is judged by; by default the task's loss and metrics.
         views: epochs after which order and augmentation of the training images start again, for objectives that
             remember what they computed for a batch; None never.
+        first_view: of them, with which the first epoch begins.
 
     Raises:
         TrainingError: nothing to train, classes that do not match, a loss that is not finite (says what was kept), or
@@ -104,7 +106,7 @@ def train(
         run = TrainingRun(
             model, train_set, validation_set, task, settings, preprocess, current, checkpoint_dir, progress
         )
-        run.aim(objective or Supervised(task, settings.label_smoothing), views)
+        run.aim(objective or Supervised(task, settings.label_smoothing), views, first_view)
         if resume:
             run.resume()
         stack.enter_context(synced_norms(model, current.world))

@@ -119,16 +119,17 @@ class TrainingRun:
         self.ema = ModelEmaV3(model, settings.ema, use_warmup=True) if settings.ema else None
         # the wrapper, not the model, is what accelerate patches for mixed precision and wraps for many processes
         self.objective: Objective = Supervised(task, settings.label_smoothing)
-        self.views: int | None = None
+        self.views, self.first_view = settings.epochs, 0
         self.optimizer = current.accelerator.prepare_optimizer(make_optimizer(self.parameters, settings), False)
         self.done = Progressed()
         self.resumed_from = 0
         self.training_seconds = 0.0
         self.began, self.saved = time.perf_counter(), time.monotonic()
 
-    def aim(self, objective: Objective, views: int | None) -> None:
-        """Say what steps minimise, before the first one."""
-        self.objective, self.views = objective, views
+    def aim(self, objective: Objective, views: int | None, first_view: int = 0) -> None:
+        """Say what steps minimise and which views of the images they see, before the first one."""
+        self.objective, self.first_view = objective, first_view
+        self.views = views or self.settings.epochs
         wrapped = Wrapped(self.model, objective)
         # an objective of its own may leave parameters out of a step
         unused = not isinstance(objective, Supervised)
@@ -136,7 +137,10 @@ class TrainingRun:
         self.current.accelerator.ddp_handler = kwargs  # pyright: ignore[reportAttributeAccessIssue]
         self.forward = self.current.accelerator.prepare_model(wrapped, device_placement=False)
         if self.folder is not None:
-            self.key = digest(self.key, objective.identity(), views or 0)
+            self.key = digest(self.key, objective.identity(), views or 0, first_view)
+
+    def _view(self, epoch: int) -> int:
+        return (self.first_view + epoch) % self.views
 
     def _frozen_names(self) -> list[str]:
         return [name for name, p in self.model.named_parameters() if not p.requires_grad]
@@ -218,7 +222,7 @@ class TrainingRun:
             torch.manual_seed(derived_seed(settings.seed, 1, epoch, index, current.rank))
             images, targets = self._prepared(images, targets)
             with nullcontext() if last else current.accelerator.no_sync(self.forward):
-                moment = Step(self.done.step, self.steps, epoch % (self.views or settings.epochs), index)
+                moment = Step(self.done.step, self.steps, self._view(epoch), index)
                 loss = self.forward(images, targets, moment)
                 current.accelerator.backward(loss / group)
             sums += len(images) * torch.stack([loss.detach().to(exact), torch.ones_like(loss, dtype=exact)])
@@ -256,7 +260,7 @@ class TrainingRun:
             self.train_set,
             self.settings.batch_size,
             shuffle=True,
-            seed=derived_seed(self.settings.seed, 0, epoch % (self.views or self.settings.epochs)),
+            seed=derived_seed(self.settings.seed, 0, self._view(epoch)),
             augment=self.settings.augment,
             drop_last=self.drop_last,
             rank=self.current.rank,

@@ -117,6 +117,7 @@ def finetuned(
     temperature: float = 2.0,
     teacher: nn.Module | Teacher | None = None,
     views: int = 8,
+    first_view: int = 0,
     parameters: Collection[str] | None = None,
     fronts: Memory | None = None,
     called: str = "the network",
@@ -142,6 +143,7 @@ def finetuned(
         temperature: that softens its outputs.
         teacher: by default the base.
         views: augmented views of the training images, as in fitting: in each, the teacher runs once on a batch.
+        first_view: of them, with which it begins.
         parameters: names of those that are trained; None for all. Modules without any keep their statistics.
         fronts: of a `Split` network, what its front makes of the batches: several that share it compute that once.
         called: what progress and warnings call it.
@@ -169,7 +171,8 @@ def finetuned(
     try:
         result = train(
             model, lessons, task, settings, preprocess=network.preprocess, checkpoint_dir=checkpoint_dir,
-            resume=resume, progress=named(progress, called), device=device, views=views, objective=objective,
+            resume=resume, progress=named(progress, called), device=device, views=views,
+            first_view=first_view, objective=objective,
         )  # fmt: skip
     except TrainingError as error:
         raise TrainingError(f"{called}: {error}") from error
