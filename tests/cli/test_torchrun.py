@@ -62,7 +62,10 @@ def test_nothing_is_done_twice_and_no_lock_is_left(one_and_two):
     assert not [name for name in two if name.startswith(".")]
 
 
-def test_morphing_loses_as_one_process_with_the_same_batch(tmp_path):
+@pytest.mark.parametrize("apart", [0.9, 0])
+def test_morphing_loses_as_one_process_with_the_same_batch(tmp_path, apart):
+    """Keyframe by keyframe, with channels ranked anew, and all widths together."""
+    settings = "{settings: {keyframes: [1.0, 0.5, 0.25]}}"
     (tmp_path / "base.yaml").write_text(
         MORPH.split("weights:")[0] + "data: digits\ndevice: cpu\ntraining: {epochs: 2, batch_size: 128, lr: 0.1}\n"
     )
@@ -71,11 +74,14 @@ def test_morphing_loses_as_one_process_with_the_same_batch(tmp_path):
     for processes in (1, 2):
         text = MORPH.replace("BATCH", str(128 // processes))
         weights = tmp_path / "base/artifact/weights.safetensors"
-        (tmp_path / f"{processes}.yaml").write_text(text.replace("WEIGHTS", str(weights)))
+        text = text.replace("WEIGHTS", str(weights)) + f"generator: {settings}\nfitting: {{apart: {apart}}}\n"
+        (tmp_path / f"{processes}.yaml").write_text(text)
         out = tmp_path / str(processes)
         done = netsmith("morph", tmp_path / f"{processes}.yaml", "--out", out, processes=processes)
         assert done.returncode == 0, done.stderr[-3000:]
-        losses.append([e["loss"] for e in read(out, "details.json")["fit"]["history"]])
+        fit = read(out, "details.json")["fit"]
+        losses.append([e["loss"] for e in fit["history"]])
+        assert fit.get("keyframes") == (2 if apart else None)
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 

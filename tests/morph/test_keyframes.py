@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,20 +11,24 @@ import torch
 from morph_networks import tiny
 from torch import nn
 
-from netsmith.core.channels import resize
+from netsmith.core.channels import entries, permute, relocate, resize
 from netsmith.core.data import open_data
 from netsmith.core.engine import evaluate
 from netsmith.core.network import load_source
 from netsmith.core.settings import TrainSettings
 from netsmith.core.tasks import Classification
 from netsmith.errors import MorphError, TrainingError
+from netsmith.morph import keyframes
 from netsmith.morph.finetuning import finetuned
 from netsmith.morph.fit import FitSettings
 from netsmith.morph.grid import Grid
+from netsmith.morph.importance import channel_importance
 from netsmith.morph.keyframes import _mean, divide, own_tensors
+from netsmith.morph.ordering import order_channels
 from netsmith.morph.pipeline import make_morphable
 from netsmith.morph.preparing import prepare, with_norms
 from netsmith.morph.repairing import probe_images, repair, repairable
+from netsmith.morph.rivals import Bench
 from netsmith.morph.saving import details_of
 
 TRAINING = TrainSettings(epochs=4, batch_size=64, lr=0.05, warmup_epochs=0)
@@ -114,8 +119,8 @@ def test_a_training_is_divided_among_the_keyframes(epochs, share, left):
     assert apart.together.epochs == left
     if share:
         assert sum(apart.steps) == pytest.approx((epochs - left) * 100, abs=3)
-        assert apart.steps[2] == pytest.approx(apart.steps[1] * 2**0.5, rel=0.15, abs=100)
-        assert apart.steps[0] == pytest.approx(apart.steps[1] / 5 / 1.5**0.5, abs=60)
+        assert apart.steps[2] == pytest.approx(apart.steps[1], rel=0.15, abs=100)
+        assert apart.steps[0] == pytest.approx(apart.steps[1] / 2, abs=60)
         assert apart.together.warmup_epochs == pytest.approx(left / epochs)
     else:
         assert apart.steps == ()
@@ -123,18 +128,28 @@ def test_a_training_is_divided_among_the_keyframes(epochs, share, left):
 
 @pytest.mark.parametrize(
     ("epochs", "steps"),
-    [(18, (100, 400, 100, 500, 100, 600)), (9, (35, 193, 42, 237, 54, 335)), (19, (100, 400, 100, 500, 100, 700))],
+    [(18, (100, 300, 100, 600, 100, 600)), (9, (39, 156, 39, 313, 39, 313)), (19, (100, 300, 100, 600, 100, 700))],
 )
 def test_steps_are_whole_epochs_where_that_is_near(epochs, steps):
-    """Then all keyframes see the same batches. 9 epochs would give one in between thrice its share."""
+    """Then the batches of a view are the same for all. 9 epochs would give one in between twice its share."""
     eighths = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
-    grid = small_grid(keyframes=eighths, inbetweens=(0.875, 0.625, 0.375), coarse=None)
+    grid = small_grid(keyframes=eighths, inbetweens=(0.75, 0.875, 0.625, 0.375), coarse=None)
     found = divide(grid, 5000, TrainSettings(epochs=epochs, batch_size=50), 1.0).steps
     assert found == steps
 
 
-@pytest.mark.parametrize("inbetweens", [(0.3,), (1.0,), (0.25,), (0.75, 0.5), (0.5, 0.5)])
-def test_what_is_in_between_has_two_neighbours(inbetweens):
+@pytest.mark.parametrize(
+    ("keyframes", "between", "steps"),
+    [((1, 0.5, 0.25), 0.5, (900, 900)), ((1, 0.95, 0.9, 0.5, 0.25), 0.95, (100, 500, 600, 600))],
+)
+def test_one_in_between_has_no_more_steps_than_others_and_never_next_to_none(keyframes, between, steps):
+    grid = small_grid(keyframes=keyframes, inbetweens=(between,))
+    found = divide(grid, 5000, TrainSettings(epochs=20, batch_size=50), 0.9).steps
+    assert found == steps
+
+
+@pytest.mark.parametrize("inbetweens", [(0.3,), (1.0,), (0.25,), (0.5, 0.5)])
+def test_what_is_in_between_has_two_around_it(inbetweens):
     with pytest.raises(MorphError, match="inbetweens are keyframes other than the first and the last"):
         small_grid(keyframes=(1.0, 0.75, 0.5, 0.25), inbetweens=inbetweens)
 
@@ -153,13 +168,17 @@ def test_keyframes_are_trained_and_the_full_width_stays(result, network, digits)
     assert accuracy(result, 1.0) == pytest.approx(expected, abs=0.005)
     assert accuracy(result, 0.5) > 0.85
     assert result.seconds["keyframes"] > 0
-    assert [ratio for ratio, _ in result.keyframes] == [0.75, 0.5, 0.875, 0.625]  # those in between come last
+    assert [ratio for ratio, _ in result.keyframes] == [0.5, 0.75, 0.875, 0.625]  # those in between come last
     told = details_of(result, 1, []).to_dict()["fit"]
     assert told["keyframes"] == 4
     assert told["keyframe_epochs"] == sum(len(course.history) for _, course in result.keyframes)
     assert told["epochs"] == told["keyframe_epochs"] + len(result.training.history)
+    assert told["undone"] == []
+    ratio, course = result.keyframes[0]
+    worse = replace(result, keyframes=((ratio, replace(course, best_epoch=0)), *result.keyframes[1:]))
+    assert details_of(worse, 1, []).to_dict()["fit"]["undone"] == ["0.5"]
     metrics = [next(iter(h["metric"])) for h in told["history"]]
-    assert list(dict.fromkeys(metrics)) == ["0.75", "0.5", "0.875", "0.625", "coarse set"]
+    assert list(dict.fromkeys(metrics)) == ["0.5", "0.75", "0.875", "0.625", "coarse set"]
 
 
 def test_repair_gives_the_widths_between_what_the_keyframes_have(result):
@@ -198,11 +217,11 @@ def test_repaired_outputs_have_the_means_and_deviations_of_their_neighbours(resu
         assert torch.allclose(measure(middle), wanted, rtol=0.05, atol=0.02)
 
 
-@pytest.mark.parametrize(("at", "done"), [(0.75, 0.5), (0.875, 0.5)])
-def test_a_run_that_was_stopped_between_two_keyframes_ends_the_same(network, digits, tmp_path, at, done):
-    settings = {"widths": (0.5, 1.0), "training": TRAINING, "fitting": FitSettings(apart=0.75), "ratios": (0.5,)}
+@pytest.mark.parametrize(("low", "at", "done"), [(0.5, 0.75, 0.5), (0.5, 0.875, 0.5), (0.25, 0.25, 0.5)])
+def test_a_run_that_was_stopped_between_two_keyframes_ends_the_same(network, digits, tmp_path, low, at, done):
+    settings = {"widths": (low, 1.0), "training": TRAINING, "fitting": FitSettings(apart=0.75), "ratios": (0.5,)}
     whole = make_morphable(network, digits, **settings)
-    assert whole.model.morphable.generator.inbetweens == (0.875, 0.625)
+    assert whole.model.morphable.generator.inbetweens[:3] == (0.75, 0.875, 0.625)
 
     class Stop(Exception):
         pass
@@ -213,10 +232,108 @@ def test_a_run_that_was_stopped_between_two_keyframes_ends_the_same(network, dig
 
     with pytest.raises(Stop):
         make_morphable(network, digits, checkpoints=tmp_path, progress=stop, **settings)
-    assert (tmp_path / "keyframe-0.5").is_dir() == (at == 0.875)  # those in between come last
+    assert (tmp_path / "keyframe-0.5").is_dir()
+    assert (tmp_path / "keyframe-0.75").is_dir() == (at == 0.875)  # those in between come last
     again = make_morphable(network, digits, checkpoints=tmp_path, **settings)
     a, b = (m.model.morphable.generator.state_dict() for m in (whole, again))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_channels_are_ranked_anew_in_each_trained_keyframe(network, digits, monkeypatch):
+    """All networks that are there follow, alike, and the next takes the first channels of the last one's rank."""
+    ranked_anew, seen = keyframes._ranked_anew, []
+
+    def watched(grid, groups, made, lowest, images, moved, device):
+        if not seen:
+            seen.append(copy.deepcopy(made[1.0]))
+        batches, before = list(images), copy.deepcopy(made)
+        found = ranked_anew(grid, groups, made, lowest, batches, moved, device)
+        scores = channel_importance(made[lowest], relocate(groups, grid.widths_at(lowest)), batches)
+        assert all((s[:-1] >= s[1:]).all() for s in scores.values())
+        for ratio, model in before.items():
+            for group in relocate(groups, grid.widths_at(ratio)):
+                rank = [moved[group.name].index(k) for k in found[group.name][: group.width]]
+                assert rank[len(scores[group.name]) :] == list(range(len(scores[group.name]), group.width))
+                permute(model, group, rank)
+            assert_same(model, made[ratio])
+        origin = copy.deepcopy(seen[0])
+        for group in groups:
+            permute(origin, group, found[group.name])
+        assert_same(origin, made[1.0])
+        seen.append((lowest, sorted(made)))
+        return found
+
+    monkeypatch.setattr(keyframes, "_ranked_anew", watched)
+    settings = {"keyframes": [1.0, 0.75, 0.5, 0.25]}
+    made = make_morphable(
+        network, digits, widths=(0.25, 1.0), settings=settings, training=TRAINING, fitting=FitSettings(apart=0.75),
+        ratios=(1.0, 0.5),
+    )  # fmt: skip
+    assert seen[1:] == [(0.75, [0.75, 1.0]), (0.5, [0.5, 0.75, 1.0])]
+    x = network.preprocess(digits.test.images(list(range(32))))
+    assert torch.allclose(made.model.at(1.0)(x), network.model.eval()(x), rtol=1e-3, atol=1e-4)
+
+
+def assert_same(a: nn.Module, b: nn.Module) -> None:
+    tensors = b.state_dict()
+    assert all(torch.equal(value, tensors[name]) for name, value in a.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def down_to_a_quarter(network, digits):
+    return make_morphable(
+        network, digits, widths=(0.25, 1.0), training=TRAINING, fitting=FitSettings(apart=0.75), ratios=(1.0, 0.5)
+    )
+
+
+def test_the_order_of_channels_that_is_kept_is_the_last_one(down_to_a_quarter, network, digits):
+    """Reordered by what the artifact keeps, a folded copy of the base has the weights of the grid's full width."""
+    result, prepared, first = down_to_a_quarter, prepare(network), prepare(network)
+    for group in result.space.groups:
+        permute(prepared.model, group, result.ordered.orders[group.name])
+    base, grid = prepared.model.state_dict(), result.model.morphable.generator
+    assert all(torch.equal(value, base[name]) for name, value in grid(result.space.full).items())
+    assert_same(result.model.morphable.base, prepared.model)
+    told = {g.name: g.after for g in result.ordered.groups}
+    for group in result.space.groups:
+        rows = entries(base, group)
+        assert told[group.name] == pytest.approx(float((rows[1:] - rows[:-1]).double().abs().sum()), rel=1e-5)
+    at_first = order_channels(first.model, result.space, network, digits)
+    assert at_first.orders != result.ordered.orders
+    assert at_first.groups != result.ordered.groups
+
+
+def test_another_order_of_the_result_is_nothing_to_the_nested_rival(down_to_a_quarter, network, digits):
+    """It begins with the base's channels by importance there."""
+    first = prepare(network)
+    order_channels(first.model, down_to_a_quarter.space, network, digits)
+    bench = Bench(down_to_a_quarter, TRAINING, FitSettings(), TRAINING, 2048)
+    assert_same(bench._nested().base, first.model)
+
+
+def test_each_keyframe_goes_on_with_the_views_after_those_of_the_one_before_it(network, digits, monkeypatch):
+    began, own = [], keyframes.finetuned
+
+    def told(*args, **kwargs):
+        began.append((kwargs["called"], kwargs["first_view"]))
+        return own(*args, **kwargs)
+
+    monkeypatch.setattr(keyframes, "finetuned", told)
+    made = make_morphable(
+        network, digits, widths=(0.25, 1.0), training=TRAINING, fitting=FitSettings(apart=0.75, views=4), ratios=(1.0,)
+    )
+    epochs = [len(course.history) for _, course in made.keyframes]
+    assert began == [(f"keyframe {r:g}", sum(epochs[:k]) % 4) for k, (r, _) in enumerate(made.keyframes)]
+    assert sum(epochs) > 4
+
+
+def test_an_order_that_was_asked_for_stays(network, digits):
+    made = make_morphable(
+        network, digits, widths=(0.25, 1.0), order="none", training=TRAINING, fitting=FitSettings(apart=0.75),
+        ratios=(1.0,),
+    )  # fmt: skip
+    assert made.keyframes
+    assert all(order == tuple(range(len(order))) for order in made.ordered.orders.values())
 
 
 def test_what_is_in_between_begins_as_the_mean_of_its_neighbours():
@@ -241,6 +358,43 @@ def test_what_is_in_between_begins_as_the_mean_of_its_neighbours():
         assert not moved.any(), name
 
 
+class Joined(nn.Module):
+    """Two groups of channels side by side in one convolution, and a layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 3, padding=1)
+        self.a, self.b = nn.Conv2d(6, 8, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+        self.both = nn.Conv2d(16, 6, 1)
+        self.same = self.both
+        self.head = nn.Linear(6, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = self.same(torch.cat([torch.relu(self.a(x)), torch.relu(self.b(x))], 1))
+        return self.head(x.mean((2, 3)))
+
+
+def test_the_mean_of_two_networks_moves_each_channel_where_it_lies_and_once():
+    prepared = prepare(load_source(Joined(), name="joined", input_size=(1, 8, 8), num_classes=10))
+    groups = [g for g in prepared.groups if g.width == 8]
+    assert len(groups) == 2
+    grid = Grid(prepared.model.state_dict(), tuple(groups), keyframes=(1.0, 0.75, 0.5), inbetweens=(0.75,))
+    low = resize(prepared.model, groups, grid.widths_at(0.5))
+    with torch.no_grad():
+        low.get_parameter("both.weight").add_(1.0)
+        low.get_parameter("stem.weight").add_(1.0)
+    found = _mean(grid, groups, {1.0: prepared.model, 0.5: low}, 1.0, 0.5, 0.75)
+    plain = resize(prepared.model, groups, grid.widths_at(0.75))
+    moved = {n: (found.state_dict()[n] - v)[0].flatten(1) for n, v in plain.state_dict().items() if v.ndim == 4}
+    share = math.log(1 / 0.75) / math.log(2)
+    told = torch.tensor([share, share, share, share, 0, 0] * 2)[:, None]  # four of six channels of either
+    assert torch.allclose(moved["both.weight"], told, atol=1e-5)
+    assert torch.allclose(moved["same.weight"], told, atol=1e-5)
+    assert torch.allclose(moved["stem.weight"], torch.tensor(share), atol=1e-5)
+    assert not moved["a.weight"].any()
+
+
 def test_training_that_makes_a_network_worse_is_undone(network, digits, caplog):
     training = TRAINING.model_copy(update={"epochs": 1, "lr": 5.0})
     student = copy.deepcopy(network.model)
@@ -259,7 +413,7 @@ def test_training_that_makes_a_network_worse_is_undone(network, digits, caplog):
 
 def test_a_loss_that_is_not_finite_says_which_keyframe_it_is_of(network, digits):
     training = TRAINING.model_copy(update={"lr": 1e30})
-    with pytest.raises(TrainingError, match=r"^keyframe 0\.75: the loss at step \d+ of \d+ of epoch 1 is "):
+    with pytest.raises(TrainingError, match=r"^keyframe 0\.5: the loss at step \d+ of \d+ of epoch 1 is "):
         make_morphable(network, digits, widths=(0.5, 1.0), training=training, ratios=(1.0,))
 
 

@@ -161,12 +161,20 @@ def test_default_keyframes_end_at_the_range():
         found = default_keyframes(space_of(tiny(), (low, 1.0)))
         assert found["keyframes"] == pytest.approx(expected, abs=0.02)
         assert found["coarse"] == pytest.approx(0.75 * low, abs=0.07)
+        assert set(found["inbetweens"]) == set(found["keyframes"]) & {0.875, 0.75, 0.625, 0.375} - {low}
+
+
+@pytest.mark.parametrize(("low", "steps"), [(0.25, [0.5, 0.25]), (0.1, [0.5, 0.25, 0.125, 0.1]), (0.3, [0.5, 0.3])])
+def test_no_default_keyframe_that_is_not_in_between_loses_more_than_half_the_channels(low, steps):
+    group = WidthGroup("g", 1000, "inner", (), ())
+    found = default_keyframes(MorphSpace("all", (group,), {"g": round(1000 * low)}, {"g": 1000}))
+    assert [r for r in found["keyframes"][1:] if r not in found["inbetweens"]] == pytest.approx(steps, abs=1e-3)
 
 
 def test_default_keyframes_end_at_the_group_that_goes_lowest():
     groups = tuple(WidthGroup(f"g{n}", n, "inner", (), ()) for n in (3, 12))
     space = MorphSpace("all", groups, {"g3": 1, "g12": 3}, {"g3": 3, "g12": 12})
-    odd = [0.875, 0.625, 0.375]
+    odd = [0.75, 0.875, 0.625, 0.375]
     lowest = {"g3": 1, "g12": 3}
     keyframes = [k / 8 for k in range(8, 1, -1)]
     assert default_keyframes(space) == {"keyframes": keyframes, "inbetweens": odd, "coarse": 0.1875, "lowest": lowest}
@@ -176,7 +184,7 @@ def test_default_keyframes_of_few_channels_are_all_different():
     group = WidthGroup("g", 4, "inner", (), ())
     found = default_keyframes(MorphSpace("all", (group,), {"g": 1}, {"g": 4}))
     assert found["keyframes"] == [1.0, 0.75, 0.625, 0.25]  # widths 4, 3, 2, 1
-    assert found["inbetweens"] == [0.625]
+    assert found["inbetweens"] == [0.75]
     wide = default_keyframes(MorphSpace("all", (group,), {"g": 6}, {"g": 8}))
     assert wide == {"keyframes": [1.0], "coarse": None, "lowest": {"g": 4}}
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
+from torch import Tensor
 
 from netsmith.core.launched import local_rank, rank, world
 
@@ -38,6 +41,15 @@ def any_of_us(yes: bool, device: torch.device | str = "cpu") -> bool:
     vote = torch.tensor(float(yes), device=device)
     torch.distributed.all_reduce(vote)
     return bool(vote > 0)
+
+
+def agree(tensors: Iterable[Tensor], device: torch.device | str | None = None) -> None:
+    """Give every process the values that these tensors have in the first one, in place; all must have as many."""
+    if joined():
+        for tensor in tensors:
+            sent = tensor.to(tensor.device if device is None else own_device(device))
+            torch.distributed.broadcast(sent, 0)
+            tensor.copy_(sent)
 
 
 def leave() -> None:

@@ -46,6 +46,12 @@ class Slot:
             factor *= self.shape[dim] / sized[dim]
         return factor
 
+    def widened(
+        self, tensor: Tensor, base: Mapping[str, int], have: Mapping[str, int], want: Mapping[str, int]
+    ) -> Tensor:
+        """The tensor at the widths `have` with zeros for the channels that it lacks of the widths `want`."""
+        return self.walk(tensor, base, have, lambda t, axis, group: padded(t, axis, have[group], want[group]))
+
     def walk(
         self,
         tensor: Tensor,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from netsmith.core.channels import Axis, WidthGroup, entries, relocate
 from netsmith.core.measure import Progress
 from netsmith.errors import MorphError, did_you_mean
-from netsmith.morph.coordinates import Slot, along, cells, first, padded
+from netsmith.morph.coordinates import Slot, along, cells, first
 from netsmith.morph.generator import Generator, Noise, generator, key
 from netsmith.morph.paths import channel_order
 from netsmith.morph.rounding import from_bytes, in_16_bits, in_bytes, kept_in_bytes, rounded
@@ -62,8 +62,8 @@ class Grid(Generator):
         repaired: names of layers whose weight and bias are generated, outputs first, and that have such factors.
         lowest: the narrowest width of some groups, by name, that a keyframe has, at most the base's; 1 of others. With
             a range in channel counts a keyframe is narrower by as much as each group may be.
-        inbetweens: those keyframes, never the first, the last or two neighbours, that are trained after the others, and
-            briefly: each begins as the mean of its neighbours (`netsmith.morph.keyframes.fit_keyframes`).
+        inbetweens: those keyframes, never the first or the last, that are trained after the others, in this order, and
+            briefly: each begins as the mean of the two around it that are there (`netsmith.morph.keyframes`).
 
     Raises:
         MorphError: keyframes that do not fall, that are too many or alike in every width, a coarse set of no size, or a
@@ -312,9 +312,13 @@ class Grid(Generator):
         own = self.widths_at(ratio)
         shared = {name: min(own[name], widths[name]) for name in own}
         piece = first(slot, delta, self.base, own, shared)
-        return read + slot.walk(
-            piece, self.base, shared, lambda t, axis, group: padded(t, axis, shared[group], widths[group])
-        )
+        return read + slot.widened(piece, self.base, shared, widths)
+
+    @torch.no_grad()
+    def anchor(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make these the base network's tensors: its channels in another order. Before a keyframe has learned any."""
+        for s in self.slots:
+            self.get_buffer("anchor/" + key(s.name)).copy_(tensors[s.name])
 
     @torch.no_grad()
     def learn(self, ratio: float, tensors: Mapping[str, Tensor]) -> None:
@@ -358,12 +362,11 @@ def _lowest(lowest: Mapping[str, int], base: Mapping[str, int]) -> dict[str, int
 
 
 def _inner(inbetweens: tuple[float, ...], keyframes: tuple[float, ...]) -> tuple[float, ...]:
-    """Those in between, checked. Raises MorphError where one has no two neighbours to begin from."""
-    places = [keyframes.index(r) if r in keyframes else 0 for r in inbetweens]
-    if any(not 0 < k < len(keyframes) - 1 or k + 1 in places for k in places) or len(set(places)) < len(places):
+    """Those in between, checked. Raises MorphError where one has no two around it to begin from."""
+    if not set(inbetweens) <= set(keyframes[1:-1]) or len(set(inbetweens)) < len(inbetweens):
         raise MorphError(
-            f"inbetweens are keyframes other than the first and the last, no two neighbours, each once; not "
-            f"{inbetweens[:20]} of {keyframes[:20]}"
+            f"inbetweens are keyframes other than the first and the last, each once; not {inbetweens[:20]} of "
+            f"{keyframes[:20]}"
         )
     return inbetweens
 

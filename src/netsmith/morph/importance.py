@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from netsmith.core.channels import Axis, WidthGroup
+from netsmith.core.data import Splits
+from netsmith.core.images import batches
+from netsmith.core.network import Network
+
+_BATCH = 64
 
 
 @torch.no_grad()
@@ -27,6 +33,7 @@ def channel_importance(
         groups: the groups to rank.
         batches: preprocessed images.
     """
+    where = next(model.parameters()).device
     reading = {a.tensor.rpartition(".")[0] for g in groups for a in g.axes if a.fan_in}
     squares: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
@@ -35,7 +42,7 @@ def channel_importance(
     ]
     try:
         for images in batches:
-            model(images)
+            model(images.to(where))
     finally:
         for handle in handles:
             handle.remove()
@@ -46,13 +53,19 @@ def channel_importance(
         for axis in group.axes:
             name, _, last = axis.tensor.rpartition(".")
             if axis.fan_in and last == "weight":
-                weight = tensors[axis.tensor].double()
+                weight = tensors[axis.tensor].double().cpu()
                 size = weight.movedim(axis.dim, 0).flatten(1).square().sum(dim=1)
                 if name in squares and len(squares[name]) == len(size):
                     size = size * (squares[name] / counts[name])
                 total += _by_channel(size, axis, group.width)
         found[group.name] = total.sqrt().float()
     return found
+
+
+def ranking_images(data: Splits, network: Network, images: int, seed: int) -> Iterator[Tensor]:
+    """Training images by which channels are ranked, preprocessed, in batches of 64; the same for the same seed."""
+    found = batches(data.train, _BATCH, shuffle=True, seed=seed)
+    return (network.preprocess(batch) for batch, _ in islice(found, max(1, images // _BATCH)))
 
 
 def _accumulator(name: str, squares: dict[str, Tensor], counts: dict[str, int]):

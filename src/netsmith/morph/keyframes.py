@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from netsmith.core.channels import WidthGroup, permute, relocate, resize
 from netsmith.core.data import Splits
@@ -17,11 +16,14 @@ from netsmith.core.engine import Progress, TrainResult
 from netsmith.core.folding import fold_batch_norms, foldable
 from netsmith.core.graph import Chain
 from netsmith.core.network import Network
+from netsmith.core.processes import agree
 from netsmith.core.settings import TrainSettings
 from netsmith.core.tasks import Task
+from netsmith.morph.coordinates import slots
 from netsmith.morph.finetuning import Teacher, finetuned, optimizer_steps
 from netsmith.morph.fit import FitSettings
 from netsmith.morph.grid import Grid, way_down
+from netsmith.morph.importance import by_importance, channel_importance
 from netsmith.morph.memory import Memory
 from netsmith.morph.preparing import Prepared, with_norms
 from netsmith.morph.recalibrating import recalibrated
@@ -30,8 +32,12 @@ from netsmith.morph.split import split, untouched_front
 _SMALL = 0.01
 """Of the network's parameters, the most that one tensor of the keyframes' own may have."""
 
-_INBETWEEN = 0.2
-"""Steps of a keyframe in between, over those of the others: it begins as a network that is nearly right."""
+_INBETWEEN = 2.0
+"""Steps of a keyframe in between, over those of the others, for the square of the distance of its two neighbours (as
+ratios): it begins as their mean, and how far that is off grows with that square. Never more than the others have."""
+
+_LEAST = 0.1
+"""The fewest steps of a keyframe in between, over those of the others."""
 
 _IMAGES = 8192
 """Training images from which the statistics of a keyframe's norms are estimated; 2048 cost up to 0.4 points."""
@@ -79,15 +85,16 @@ class Apart:
 
 
 def divide(grid: Grid, images: int, training: TrainSettings, share: float) -> Apart:
-    """Divide a training's steps among keyframes, as 1 / sqrt(ratio), and a fifth of that for those in between.
+    """Divide a training's steps among keyframes, alike, and less for those in between.
 
-    The narrower a network is, the more it has lost and the longer it still learns.
     Where there is no coarse set to fit, all are the keyframes'. Nothing is taken of a single epoch. Steps are whole
-    epochs where that is near: then all keyframes see the same batches, and what is frozen is computed once for all.
+    epochs where that is near: then the batches of a view are the same for all, and what is frozen is computed once.
     """
     each = optimizer_steps(images, training)
     epochs = 0 if share and grid.coarse is None else max(1, training.epochs - round(share * training.epochs))
-    needs = [(_INBETWEEN if r in grid.inbetweens else 1.0) / math.sqrt(r) for r in grid.keyframes[1:]]
+    around = _around(grid)
+    gaps = {r: high - low for r, (high, low) in around.items()}
+    needs = [min(1.0, max(_LEAST, _INBETWEEN * gaps[r] ** 2)) if r in gaps else 1.0 for r in grid.keyframes[1:]]
     shares = [(training.epochs - epochs) * need / sum(needs) for need in needs]
     whole = _whole(shares)
     steps = tuple(int(s * each) for s in shares) if whole is None else tuple(n * each for n in whole)
@@ -98,11 +105,21 @@ def divide(grid: Grid, images: int, training: TrainSettings, share: float) -> Ap
     return Apart(training, steps, left if epochs else None)
 
 
+def _around(grid: Grid) -> dict[float, tuple[float, float]]:
+    """Of each keyframe in between, in the order of training, the ratios above and below that are trained before it."""
+    there, found = [r for r in grid.keyframes if r not in grid.inbetweens], {}
+    for ratio in grid.inbetweens:
+        found[ratio] = min(r for r in there if r > ratio), max(r for r in there if r < ratio)
+        there.append(ratio)
+    return found
+
+
 def _whole(shares: Sequence[float]) -> list[int] | None:
     """Whole numbers of the same sum, each within a quarter and 0.3 of its share; None where there are none."""
     found = [max(1, int(s + 1e-6)) for s in shares]
     missing = round(sum(shares)) - sum(found)
-    for k in sorted(range(len(found)), key=lambda k: found[k] - shares[k])[: max(0, missing)]:
+    # what is left goes to those that lack most of their share, of equals to the last, the narrowest
+    for k in sorted(range(len(found)), key=lambda k: (round(found[k] - shares[k], 6), -k))[: max(0, missing)]:
         found[k] += 1
     near = all(abs(n - s) <= 0.25 * s + 0.3 for n, s in zip(found, shares, strict=True))
     return found if missing >= 0 and near else None
@@ -132,34 +149,41 @@ def fit_keyframes(
     fitting: FitSettings,
     steps: Sequence[int],
     *,
+    ranking: Callable[[], Iterable[Tensor]] | None = None,
     checkpoints: Path | None = None,
     progress: Progress | None = None,
     device: str | None = None,
-) -> tuple[tuple[float, TrainResult], ...]:
+) -> tuple[tuple[tuple[float, TrainResult], ...], dict[str, tuple[int, ...]]]:
     """Train the network of each keyframe by itself, and let the grid learn them.
 
     First those that are not in between, from the highest to the lowest: each begins as the first channels of the one
-    above it, the highest as those of the base. Then those in between: each begins as the mean of its two neighbours. A
-    network keeps its batch norms while it is trained, as one that lost channels recovers faster with them; their
-    statistics are those of the final weights, on training images drawn as for training. Folded, it is what the keyframe
-    holds. Only what the grid generates is trained; what lies before that is computed once for all of them.
+    above it, the highest as those of the base. What a channel gives changes as a network is trained: so the channels of
+    a trained keyframe are ranked anew before the next takes the first of them, and all networks made so far follow that
+    order (it only moves channels that all of them have, so each stays what it is). Then those in between: each begins
+    as the mean of its two neighbours. A network keeps its batch norms while it is trained, as one that lost channels
+    recovers faster with them; their statistics are those of the final weights, on training images drawn as for
+    training. Folded, it is what the keyframe holds. Only what the grid generates is trained; what lies before that is
+    computed once for all of them.
 
     Args:
         grid: its keyframes are set, in place.
         network: the base.
-        prepared: its copy, in the grid's order of channels.
+        prepared: its copy, in the grid's order of channels; reordered in place, as the grid is.
         orders: that order by group.
         data: its test part is not touched.
         task: whose loss it is.
         training: of each.
         fitting: distillation, temperature, views, and memory for features.
         steps: of each keyframe but the first.
+        ranking: preprocessed training images, the same each time, by which channels are ranked anew; None keeps their
+            order.
         checkpoints: folder from which this goes on after an interruption.
         progress: told how far it is.
         device: where to compute.
 
     Returns:
-        Ratio and course of each training, in their order.
+        Ratio and course of each training, in their order; and by group, where each channel was before: base and grid
+        now have the channels in the order that came of it.
 
     Raises:
         TrainingError: a loss that is not finite, or a checkpoint of another run.
@@ -169,26 +193,31 @@ def fit_keyframes(
     teacher, fronts = Teacher(network.model), Memory(fitting.cache_mb * 2**20)
     made = {1.0: base}
     courses: list[tuple[float, TrainResult]] = []
+    moved = {g.name: tuple(range(g.width)) for g in groups}
 
     def anew(model: nn.Module) -> None:
         recalibrated(
             model, data, network.preprocess, augment=training.augment, images=_IMAGES, seed=training.seed,
             device=device, norms=learned.norms,
         )  # fmt: skip
+        agree(model.buffers(), device)
 
-    for ratio, count in sorted(zip(grid.keyframes[1:], steps, strict=True), key=lambda p: p[0] in grid.inbetweens):
-        above = min(r for r in made if r > ratio)
-        if ratio in grid.inbetweens:
-            below = max(r for r in made if r < ratio)
-            model = _mean(grid, groups, made, above, below, ratio)
+    around, counts = _around(grid), dict(zip(grid.keyframes[1:], steps, strict=True))
+    for ratio in (*(r for r in counts if r not in around), *around):
+        if ratio in around:
+            model = _mean(grid, groups, made, *around[ratio], ratio)
             anew(model)
         else:
+            above = min(made)
+            if ranking is not None and above < 1:
+                moved = _ranked_anew(grid, groups, made, above, ranking(), moved, device)
             model = resize(made[above], relocate(groups, grid.widths_at(above)), grid.widths_at(ratio))
         parts = split(model.eval(), prepared.example, learned.parameters)
         prefix = "" if parts is None else "whole."
         course = finetuned(
-            model if parts is None else parts, network, data, task, training, count,
-            distillation=fitting.distillation, temperature=fitting.temperature, views=fitting.views, teacher=teacher,
+            model if parts is None else parts, network, data, task, training, counts[ratio],
+            distillation=fitting.distillation, temperature=fitting.temperature, views=fitting.views,
+            first_view=sum(len(course.history) for _, course in courses) % fitting.views, teacher=teacher,
             parameters={prefix + name for name in learned.parameters}, fronts=fronts,
             checkpoint_dir=None if checkpoints is None else checkpoints / f"keyframe-{ratio:g}",
             called=f"keyframe {ratio:g}", progress=progress, device=device,
@@ -196,11 +225,37 @@ def fit_keyframes(
         anew(model)
         made[ratio] = model.eval()
         courses.append((ratio, course))
+    for group in grid.groups:
+        permute(prepared.model, group, moved[group.name])
+    grid.anchor(prepared.model.state_dict())
     for ratio in grid.keyframes[1:]:
         model = made[ratio]
         plain = fold_batch_norms(model, prepared.example) if prepared.folded else model
         grid.learn(ratio, plain.state_dict())
-    return tuple(courses)
+    return tuple(courses), moved
+
+
+def _ranked_anew(
+    grid: Grid,
+    groups: Sequence[WidthGroup],
+    made: Mapping[float, nn.Module],
+    lowest: float,
+    images: Iterable[Tensor],
+    moved: Mapping[str, tuple[int, ...]],
+    device: str | None,
+) -> dict[str, tuple[int, ...]]:
+    """Rank the channels that the narrowest network has, and reorder those of all; `moved` followed by that."""
+    own = next(made[lowest].parameters()).device
+    made[lowest].to(own if device is None else device)
+    scores = channel_importance(made[lowest], relocate(groups, grid.widths_at(lowest)), images)
+    made[lowest].to(own)
+    agree(scores.values(), device)
+    ranks = {name: by_importance(found) for name, found in scores.items()}
+    for ratio, model in made.items():
+        for group in relocate(groups, grid.widths_at(ratio)):
+            rank = ranks[group.name]
+            permute(model, group, (*rank, *range(len(rank), group.width)))
+    return {name: tuple(before[k] for k in ranks[name]) + before[len(ranks[name]) :] for name, before in moved.items()}
 
 
 @torch.no_grad()
@@ -208,14 +263,18 @@ def _mean(
     grid: Grid, groups: Sequence[WidthGroup], made: Mapping[float, nn.Module], high: float, low: float, ratio: float
 ) -> nn.Module:
     """A network between two: the first channels of the wider, moved towards the narrower where that has them."""
-    at = relocate(groups, grid.widths_at(high))
-    found = resize(made[high], at, grid.widths_at(ratio))
-    shared, narrow = resize(made[high], at, grid.widths_at(low)).state_dict(), made[low].state_dict()
+    wide, middle, few = (grid.widths_at(r) for r in (high, ratio, low))
+    at = relocate(groups, wide)
+    found = resize(made[high], at, middle)
+    shared, narrow = resize(made[high], at, few).state_dict(), made[low].state_dict()
+    touched = {slot.name: slot for slot in slots(made[high].state_dict(), at)}
     share = way_down(high, low, ratio)
+    seen: set[int] = set()  # a tensor of two names is moved once
     for name, value in found.state_dict().items():
-        if value.is_floating_point():
-            piece = value[tuple(slice(size) for size in narrow[name].shape)]
-            piece += share * (narrow[name] - shared[name])
+        if value.is_floating_point() and value.data_ptr() not in seen:
+            seen.add(value.data_ptr())
+            moved = share * (narrow[name] - shared[name])
+            value += touched[name].widened(moved, wide, few, middle) if name in touched else moved
     return found
 
 

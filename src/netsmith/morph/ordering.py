@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, nn
 
 from netsmith.core.channels import WidthGroup, entries, permute
 from netsmith.core.data import Splits
-from netsmith.core.images import batches
 from netsmith.core.network import Network
-from netsmith.morph.importance import by_importance, channel_importance
+from netsmith.morph.importance import by_importance, channel_importance, ranking_images
 from netsmith.morph.paths import channel_order
 from netsmith.morph.smooth import WeightPicture, weight_picture
 from netsmith.morph.space import MorphSpace
 
 Order = Literal["auto", "importance", "smooth", "none"]
-_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,8 @@ def order_channels(
     """Reorder the channels of the space's groups in place; the network's function stays.
 
     By importance, channels that every fitted width has come first, in a smooth order among themselves (their order is
-    free there), then the others from the most important to the least.
+    free there), then the others from the most important to the least. The keyframes of a grid, once trained, are ranked
+    anew (`reordered`).
 
     Args:
         model: the network whose channels are reordered.
@@ -83,8 +81,7 @@ def order_channels(
     """
     scores: Mapping[str, Tensor] = {}
     if order == "importance":
-        taken = islice(_batches(data, network, seed), max(1, images // _BATCH))
-        scores = channel_importance(model, space.groups, taken)
+        scores = channel_importance(model, space.groups, ranking_images(data, network, images, seed))
     tensors = dict(model.state_dict())
     orders, found = {}, []
     for group in space.groups:
@@ -97,6 +94,20 @@ def order_channels(
     for group in space.groups:
         permute(model, group, orders[group.name])
     return Ordered(order, solver, orders, tuple(found), (before, weight_picture(model, shown)))
+
+
+def reordered(ordered: Ordered, model: nn.Module, space: MorphSpace, moved: Mapping[str, Sequence[int]]) -> Ordered:
+    """What `ordered` says, after the network it ordered was reordered once more: channel `j` was at `moved[group][j]`.
+
+    Total variations are those of the new order, which no solver made; a bound of one order is one of every order.
+    """
+    tensors = dict(model.state_dict())
+    orders = {name: tuple(order[k] for k in moved[name]) for name, order in ordered.orders.items()}
+    found = zip(ordered.groups, space.groups, strict=True)
+    groups = tuple(replace(told, after=_variation(entries(tensors, group))) for told, group in found)
+    return replace(
+        ordered, orders=orders, groups=groups, picture=(ordered.picture[0], weight_picture(model, space.groups[-1]))
+    )
 
 
 def _one(
@@ -122,8 +133,3 @@ def _one(
 
 def _variation(rows: Tensor) -> float:
     return float((rows[1:] - rows[:-1]).double().abs().sum())
-
-
-def _batches(data: Splits, network: Network, seed: int) -> Iterator[Tensor]:
-    for images, _ in batches(data.train, _BATCH, shuffle=True, seed=seed):
-        yield network.preprocess(images)

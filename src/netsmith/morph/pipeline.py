@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,11 +29,12 @@ from netsmith.morph.coordinates import along
 from netsmith.morph.fit import FitSettings, check_unmixed, fit
 from netsmith.morph.generator import Generator, make_generator
 from netsmith.morph.grid import Grid, keyframe_widths
+from netsmith.morph.importance import ranking_images
 from netsmith.morph.inr import INR
 from netsmith.morph.keyframes import Apart, divide, fit_keyframes, own_tensors
 from netsmith.morph.live import MorphableModel
 from netsmith.morph.morphable import Morphable, check_split
-from netsmith.morph.ordering import Order, Ordered, order_channels
+from netsmith.morph.ordering import Order, Ordered, order_channels, reordered
 from netsmith.morph.preparing import Prepared, prepare
 from netsmith.morph.recalibrating import augmented, has_statistics, is_base, recalibrated
 from netsmith.morph.repairing import probe_images, repair, repairable
@@ -108,7 +110,9 @@ class Stopwatch:
 
 def default_keyframes(space: MorphSpace) -> dict[str, Any]:
     """For a grid: keyframes at every eighth down to a quarter, at halves below, and at the low end; the coarse set has
-    3/4 of that. Odd eighths are in between the others.
+    3/4 of that. What is in between are those that the way down leaves out: each of its steps goes to the narrowest that
+    has at least half the channels of the one above. From full width these are halves, and three quarters and odd
+    eighths are in between, but where groups of few channels have no half.
 
     The low end is that of the group that goes lowest: a group of three heads ends at a third where others end at a
     quarter, and a quarter is within the range all the same. No group is narrower in a keyframe than in the range. What
@@ -127,11 +131,13 @@ def default_keyframes(space: MorphSpace) -> dict[str, Any]:
     for ratio in ratios:
         if ratio > low * 1.2 and widths(ratio) not in (widths(found[-1]), widths(low)):
             found.append(ratio)
-    odd: list[float] = []
-    for k, ratio in enumerate(found[1:], start=1):
-        if ratio in (7 / 8, 5 / 8, 3 / 8) and found[k - 1] not in odd:
-            odd.append(ratio)
-    return {"keyframes": [*found, low], "inbetweens": odd, "coarse": 0.75 * low, "lowest": lowest}
+    found.append(low)
+    steps = [1.0]  # down to the low end
+    while steps[-1] > low:
+        below = [r for r in found if r < steps[-1]]
+        steps.append(min((r for r in below if r >= steps[-1] / 2), default=below[0]))
+    between = [r for r in (3 / 4, 7 / 8, 5 / 8, 3 / 8) if r in found and r not in steps]
+    return {"keyframes": found, "inbetweens": between, "coarse": 0.75 * low, "lowest": lowest}
 
 
 def make_morphable(
@@ -177,7 +183,7 @@ def make_morphable(
         fitting: draws and losses; None for the defaults.
         training: the optimisation; None fits nothing.
         ratios: at which the result is measured; outside the fitted range too.
-        importance_images: training images by which channels are ranked.
+        importance_images: training images by which channels are ranked, in the base and in a grid's keyframes.
         latency: measure milliseconds an image at each ratio, too.
         seed: of all that is drawn.
         device: where to compute.
@@ -225,10 +231,13 @@ def make_morphable(
     result, courses = None, ()
     if apart is not None and isinstance(made, Grid):
         with watch.step("keyframes"):
-            courses = fit_keyframes(
+            ranking = partial(ranking_images, data, network, importance_images, seed)
+            courses, moved = fit_keyframes(
                 made, network, prepared, ordered.orders, data, task, apart.each, fitting, apart.steps,
+                ranking=ranking if ordered.order == "importance" else None,
                 checkpoints=checkpoints, progress=progress, device=device,
             )  # fmt: skip
+            ordered = reordered(ordered, prepared.model, space, moved)
         fitting, training = fitting.model_copy(update={"draws": ("coarse",)}), apart.together
     if training is not None:
         with watch.step("fit"):

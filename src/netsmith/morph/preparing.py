@@ -16,7 +16,7 @@ from netsmith.core.network import Network
 
 @dataclass
 class Prepared:
-    """A copy of the base network that may be reordered; `example` is an input that it takes."""
+    """A copy of the base network that is reordered, in place; `example` is an input that it takes."""
 
     model: nn.Module
     groups: WidthGroups

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from netsmith.core import processes
 from netsmith.core.cache import Cache, CacheEntry, digest
-from netsmith.core.channels import WidthGroup, resize, set_widths
+from netsmith.core.channels import WidthGroup, permute, resize, set_widths
 from netsmith.core.data import Splits
 from netsmith.core.engine import Progress, TrainResult
 from netsmith.core.folding import fold_batch_norms
@@ -264,10 +264,9 @@ class Bench:
 
     def nested(self, note: str, steps: int) -> dict[str, Any]:
         """The rival with one set of weights, at each ratio of the result."""
-        ordered = self.result.ordered
         shape = self.result.network.preprocess.input_size
         anew = ("recalibrated as trained",) if has_statistics(self.result.prepared.model, shape) else ()
-        key = self._key("nested", self.training, steps, self.fitting, ordered.order, ordered.orders, *anew)
+        key = self._key("nested", self.training, steps, self.fitting, *anew)
         points = [{"ratio": p.ratio, **self._read(key, p.ratio, steps)} for p in self.result.points]
         seconds = [p.pop("seconds") for p in points]
         return _entry("nested", note, steps, points, seconds[0])  # one fit for all
@@ -309,11 +308,12 @@ class Bench:
         result, space = self.result, self.result.space
         base = copy.deepcopy(result.prepared.model).requires_grad_(True)
         set_widths(base, space.groups, {})
-        if result.ordered.order != "importance":
-            order_channels(
-                base, space, result.network, result.data,
-                order="importance", images=self.images, seed=result.seed,
-            )  # fmt: skip
+        for group in space.groups:  # back to the base's own order: this rival knows nothing of the result
+            order = result.ordered.orders[group.name]
+            permute(base, group, sorted(range(len(order)), key=order.__getitem__))
+        order_channels(
+            base, space, result.network, result.data, order="importance", images=self.images, seed=result.seed
+        )
         try:
             chain = dissect(base, result.prepared.example)
         except DissectionError:
