@@ -140,7 +140,7 @@ def test_steps_are_whole_epochs_where_that_is_near(epochs, steps):
 
 @pytest.mark.parametrize(
     ("keyframes", "between", "steps"),
-    [((1, 0.5, 0.25), 0.5, (900, 900)), ((1, 0.95, 0.9, 0.5, 0.25), 0.95, (100, 500, 600, 600))],
+    [((1.0, 0.5, 0.25), 0.5, (900, 900)), ((1.0, 0.95, 0.9, 0.5, 0.25), 0.95, (100, 500, 600, 600))],
 )
 def test_one_in_between_has_no_more_steps_than_others_and_never_next_to_none(keyframes, between, steps):
     grid = small_grid(keyframes=keyframes, inbetweens=(between,))
