@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 
-from netsmith.core.processes import world
+from netsmith.core.processes import agree, world
 from netsmith.errors import TrainingError
 
 
@@ -55,8 +55,7 @@ class Session:
     def agree_on_buffers(self, module: nn.Module) -> None:
         """Give every process the buffers (batch-norm statistics) of the first one."""
         if self.world > 1:
-            for buffer in module.buffers():
-                torch.distributed.broadcast(buffer, 0)
+            agree(module.buffers())
 
 
 @contextmanager

@@ -17,9 +17,10 @@ from netsmith.core.folding import fold_batch_norms, foldable
 from netsmith.core.graph import Chain
 from netsmith.core.network import Network
 from netsmith.core.processes import agree
+from netsmith.core.session import placed
 from netsmith.core.settings import TrainSettings
 from netsmith.core.tasks import Task
-from netsmith.morph.coordinates import slots
+from netsmith.morph.coordinates import first, slots
 from netsmith.morph.finetuning import Teacher, finetuned, optimizer_steps
 from netsmith.morph.fit import FitSettings
 from netsmith.morph.grid import Grid, way_down
@@ -245,10 +246,10 @@ def _ranked_anew(
     device: str | None,
 ) -> dict[str, tuple[int, ...]]:
     """Rank the channels that the narrowest network has, and reorder those of all; `moved` followed by that."""
-    own = next(made[lowest].parameters()).device
-    made[lowest].to(own if device is None else device)
-    scores = channel_importance(made[lowest], relocate(groups, grid.widths_at(lowest)), images)
-    made[lowest].to(own)
+    model = made[lowest]
+    where = next(model.parameters()).device if device is None else torch.device(device)
+    with placed(model, where, False):
+        scores = channel_importance(model, relocate(groups, grid.widths_at(lowest)), images)
     agree(scores.values(), device)
     ranks = {name: by_importance(found) for name, found in scores.items()}
     for ratio, model in made.items():
@@ -266,15 +267,19 @@ def _mean(
     wide, middle, few = (grid.widths_at(r) for r in (high, ratio, low))
     at = relocate(groups, wide)
     found = resize(made[high], at, middle)
-    shared, narrow = resize(made[high], at, few).state_dict(), made[low].state_dict()
-    touched = {slot.name: slot for slot in slots(made[high].state_dict(), at)}
+    begun, narrow = made[high].state_dict(), made[low].state_dict()
+    touched = {slot.name: slot for slot in slots(begun, at)}
     share = way_down(high, low, ratio)
     seen: set[int] = set()  # a tensor of two names is moved once
     for name, value in found.state_dict().items():
         if value.is_floating_point() and value.data_ptr() not in seen:
             seen.add(value.data_ptr())
-            moved = share * (narrow[name] - shared[name])
-            value += touched[name].widened(moved, wide, few, middle) if name in touched else moved
+            slot = touched.get(name)
+            if slot is None:
+                value += share * (narrow[name] - begun[name])
+            else:
+                moved = share * (narrow[name] - first(slot, begun[name], wide, wide, few))
+                value += slot.widened(moved, wide, few, middle)
     return found
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from netsmith.core.cache import Cache, CacheEntry, digest
+from netsmith.core.checkpoint import copied_state
 from netsmith.core.data import Splits, balanced_indices, probe_set
 from netsmith.core.engine import Progress, TrainResult, TrainSettings, evaluate
 from netsmith.core.graph import Chain, Unit
@@ -339,7 +340,7 @@ class Run:
         with self.steps.step("finetuning"):
             for candidate in ranked[: finalists if settings is not None else 1]:
                 module = self.build(candidate.recipe, init, self._probe)
-                stitched = {name: t.detach().clone() for name, t in module.state_dict().items()}
+                stitched = copied_state(module)
                 candidate.stitched = self._accuracy(module, candidate.recipe, "validation")
                 if settings is None:
                     return candidate, module, None, stitched
@@ -357,8 +358,7 @@ class Run:
                     progress=self.steps.tell,
                 )
                 candidate.finetuned = result.metrics["accuracy"]
-                start = {"accuracy": candidate.stitched}
-                if undone_if_worse(module, stitched, start, result, self.task, _made_worse):
+                if undone_if_worse(module, stitched, {"accuracy": candidate.stitched}, result, self.task, _made_worse):
                     candidate.finetuned = candidate.stitched
                 if best is None or candidate.finetuned > (best[0].finetuned or 0.0):
                     best = (candidate, module, result, stitched)
@@ -377,7 +377,7 @@ class Run:
             accuracy: dict[str, float | None] = {"finetuned": None}
             if tuned:
                 accuracy["finetuned"] = self._accuracy(module, module.recipe, "test")
-                final = {name: t.detach().clone() for name, t in module.state_dict().items()}
+                final = copied_state(module)
                 module.load_state_dict(stitched)
                 accuracy["stitched"] = self._accuracy(module, module.recipe, "test")
                 module.load_state_dict(final)
