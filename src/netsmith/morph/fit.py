@@ -46,6 +46,12 @@ class FitSettings(BaseModel):
     per_step: int = Field(1, ge=1, le=1000, description="how many of them make one step")
     distillation: float = Field(0.5, ge=0, le=1, description="share of the base network's outputs in the loss")
     temperature: float = Field(2.0, gt=0, description="that softens them")
+    matching: float = Field(
+        1.0,
+        ge=0,
+        description="weight of the distance of a keyframe's blocks from the base's: of their outputs, where they have "
+        "one shape",
+    )
     reconstruction: float = Field(0.0, ge=0, description="weight of the distance to the base's weights at full width")
     norm: float = Field(0.0, ge=0, description="weight of the mean square of what is generated")
     noise: float = Field(0.0, ge=0, description="coordinate noise in cells, on the outputs' and inputs' positions only")
@@ -59,7 +65,7 @@ class FitSettings(BaseModel):
         description="memory for features before the first generated tensor, all views",
     )
     apart: float = Field(
-        0.9,
+        0.95,
         ge=0,
         le=1,
         description="share of the epochs in which a grid's keyframes are trained first, each by itself and with its "

@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +21,7 @@ from netsmith.core.graph import Chain, dissect
 from netsmith.core.images import ImageSet
 from netsmith.core.network import Network
 from netsmith.core.profile import measure_latency
+from netsmith.core.stopwatch import Stopwatch
 from netsmith.core.tasks import Task, make_task
 from netsmith.errors import DissectionError, MorphError
 from netsmith.morph.coordinates import along
@@ -92,20 +91,6 @@ class Morphed:
     def space(self) -> MorphSpace:
         """What varies."""
         return self.model.morphable.space
-
-
-@dataclass
-class Stopwatch:
-    """Seconds by step."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Count what happens inside as `name`."""
-        began = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 
 def default_keyframes(space: MorphSpace) -> dict[str, Any]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import platform
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +23,7 @@ from netsmith.core.processes import own_device
 from netsmith.core.profile import Budget
 from netsmith.core.session import placed
 from netsmith.core.sharing import Piece, share
+from netsmith.core.stopwatch import Stopwatch
 from netsmith.core.tasks import Classification
 from netsmith.core.undoing import undone_if_worse
 from netsmith.reassembly.affinity import StitchCosts
@@ -62,22 +61,12 @@ VALIDATED = frozenset({"stitch", "knn", "logme"})
 """Scores that look at many images; the others see one batch."""
 
 
-class Clock:
+class Clock(Stopwatch):
     """Times the steps, tells how far they are, and holds what they share."""
 
     def __init__(self, cache: Cache | None, progress: Progress | None) -> None:
+        super().__init__()
         self.cache, self._progress = cache, progress
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Times what runs inside, under `seconds[name]`."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 3)
-            _LOG.debug("%s took %.1f s", name, self.seconds[name])
 
     def share(self, what: str, pieces: Sequence[Piece]) -> list[CacheEntry]:
         """The results of pieces of work, from the cache or computed, with other processes if there are any."""
