@@ -58,7 +58,7 @@ def work(arguments: argparse.Namespace) -> None:
     data = open_data(arguments.data)
     zoo = networks(arguments.zoo, data.shape, len(data.classes))
     run = Run(zoo, data, Budget(), 0, "cpu", Clock(Cache(arguments.cache), None))
-    run.study(4, 0.5, "units")
+    run.study(4, 0.5, "units", arguments.probe)
     times = {}
 
     def timed(name: str, began: float) -> None:

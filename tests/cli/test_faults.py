@@ -21,7 +21,7 @@ from netsmith.cli.console import RunLog
 from netsmith.cli.main import main
 from netsmith.core.artifact import verify
 from netsmith.core.output import mend, temporary
-from netsmith.errors import TrainingError
+from netsmith.errors import BudgetError, OutputError, TrainingError
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from launching import command, environment
@@ -130,6 +130,38 @@ def test_a_folder_that_was_being_replaced_is_never_lost(tmp_path, successor):
 
 
 # --- unfinished, or begun and killed ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("failure", "room"), [(BudgetError("too small"), True), (TrainingError("NaN"), False), (OutputError("full"), False)]
+)
+def test_a_refused_run_makes_room_for_a_mended_config(config, tmp_path, capsys, monkeypatch, failure, room):
+    """And only one: what a disk or a loss did may be otherwise the next time."""
+    out = tmp_path / "out"
+
+    def late(*arguments, **named):
+        (out / "cache").mkdir()
+        (out / "cache" / "kept").write_text("dear")
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_verb, "train_network", late)
+        assert train(config, out) == 2
+    mended = ["--set", "training.lr=0.5"]
+    capsys.readouterr()
+    if not room:
+        assert train(config, out, *mended) == 2
+        assert "holds an unfinished run of another config" in capsys.readouterr().err
+        return
+    assert main(["train", str(config), "--out", str(out), *mended]) == 0
+    text = capsys.readouterr().err
+    assert "beginning anew in" in text
+    assert "training.lr: " in text
+    assert (out / "cache" / "kept").read_text() == "dear"
+    assert not (out / ".running.json").exists()
+    capsys.readouterr()
+    assert train(config, out) == 2, "finished results are as safe as ever"
+    assert "exists and is not empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stopped", [KeyboardInterrupt(), TrainingError("no more"), ZeroDivisionError()])

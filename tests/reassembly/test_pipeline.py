@@ -21,7 +21,7 @@ from netsmith.core.data import open_data
 from netsmith.core.network import load_source
 from netsmith.core.profile import Budget, count_macs, count_params
 from netsmith.core.settings import TrainSettings
-from netsmith.errors import ArtifactError, BudgetError, PartitionError, RecipeError, ZooError
+from netsmith.errors import ArtifactError, BudgetError, DataError, PartitionError, RecipeError, ZooError
 from netsmith.reassembly import steps
 from netsmith.reassembly.facts import facts_of
 from netsmith.reassembly.parents import on_device as parent_on_device
@@ -100,6 +100,12 @@ def test_a_second_run_takes_its_steps_from_the_cache_and_agrees(digits, result, 
     assert first.recipe == second.recipe == result.recipe
     assert [c.scores for c in first.candidates] == [c.scores for c in second.candidates]
     assert (first.table.values == second.table.values).all()
+
+
+def test_more_probe_images_than_there_are_is_said_before_anything_is_kept(digits, tmp_path):
+    with pytest.raises(DataError, match="1000000 probe images"):
+        reassemble(zoo(), digits, cache=Cache(tmp_path), **{**SETTINGS, "probe_images": 10**6})
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
 def test_networks_and_the_pieces_cut_from_them_are_on_the_device_where_they_run(digits, monkeypatch):

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 SUMMARY = "similarity of two networks, cut by cut"
 EXAMPLES = (
-    ("netsmith compare netsmith:cifar_resnet20 netsmith:cifar_resnet32 --data digits", "two small networks, offline"),
+    (
+        "netsmith compare netsmith:cifar_resnet20 netsmith:cifar_resnet32 --data digits --input-size 1x8x8",
+        "two small networks, offline",
+    ),
     (
         "netsmith compare timm:resnet18 timm:resnet50 --data folder:imagenet --out runs/cmp",
         "with a page and JSON",

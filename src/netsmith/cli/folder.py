@@ -51,6 +51,7 @@ def check_folder(out: Path, overwrite: bool, config_text: str | None = None) -> 
         refuse_if_held(out)
         if can_continue(out, config_text):
             return
+        overwrite = overwrite or was_refused(out)
         if not overwrite:
             _refuse_another_config(out, config_text)
         check_output(out, overwrite)
@@ -77,6 +78,12 @@ def unfinished(out: Path) -> bool:
     """Whether `out` holds a run that did not come to its end: it has a config, and no summary or still a holder."""
     begun = (out / MARKER).is_file() and (out / "config.yaml").is_file()
     return begun and (not (out / "summary.json").exists() or (out / HOLDER).exists())
+
+
+def was_refused(out: Path) -> bool:
+    """Whether `out` holds a run that ended because its config cannot be met: a mended one takes its place and cache."""
+    holder = _holder(out) if unfinished(out) else None
+    return holder is not None and holder.get("refused") is True
 
 
 def can_continue(out: Path, config_text: str | None) -> bool:
@@ -117,6 +124,7 @@ def open_folder(out: Path, overwrite: bool, session: Session, config_text: str |
 def _open(out: Path, overwrite: bool, session: Session, config_text: str | None) -> bool:
     going_on = can_continue(out, config_text)
     changed = [] if going_on else changed_keys(out, config_text)
+    overwrite = overwrite or was_refused(out)
     if not going_on:
         check_output(out, overwrite)
     made = not going_on and (not out.exists() or not holds_something(out))
@@ -189,7 +197,8 @@ def let_go(session: Session) -> None:
         if session.finished or session.kept is None:
             (folder / HOLDER).unlink(missing_ok=True)
         elif (folder / HOLDER).exists():
-            write_json(folder / HOLDER, {**(_holder(folder) or {}), "stopped": _now()})
+            refused = {"refused": True} if session.refused else {}
+            write_json(folder / HOLDER, {**(_holder(folder) or {}), "stopped": _now(), **refused})
     with contextlib.suppress(OSError):
         (folder / LOCK).unlink(missing_ok=True)
     session.lock.release()

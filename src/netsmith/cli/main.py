@@ -15,7 +15,7 @@ from netsmith.errors import ConfigError, did_you_mean
 
 from . import compare, demo, dissect, evaluate, explore, export, morph, presets, reassemble, report, sample, train, zoo
 from .console import Console, open_missing_streams, start_logging, stop_logging
-from .failures import USER_ERROR, interrupted_message, message_of
+from .failures import USER_ERROR, interrupted_message, is_refusal, message_of
 from .parser import Parser, UsageError, examples
 from .session import Session
 
@@ -30,7 +30,7 @@ def build_parser() -> Parser:
         prog="netsmith",
         description=_DESCRIPTION,
         epilog=examples(
-            ("netsmith demo --out runs/demo", "the whole story on small images, offline, in two minutes"),
+            ("netsmith demo --out runs/demo", "the whole story on small images, offline, in a few minutes"),
             ("netsmith dissect timm:resnet50 --random-weights", "the units of a network"),
             ("netsmith presets copy cifar10", "a config to begin with"),
             ("netsmith reassemble cifar10.yaml --out runs/cifar10 --plan", "what it would do, download and cost"),
@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug or text is None:
             raise
         console.error(text)
+        session.refused = is_refusal(failure)
         if session.kept is not None:
             from .folder import take_back
 

@@ -14,7 +14,7 @@ EXAMPLES = (("netsmith report runs/demo", "rewrites runs/demo/report.html"),)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add DIR."""
-    parser.add_argument("folder", type=Path, metavar="DIR", help="an --out folder of reassemble, demo or compare")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="an --out folder of reassemble, morph or demo")
     add_common(parser, seed=False, device=False)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -86,6 +86,9 @@ def _optional_bound(value: Any) -> Bound | None:
     return None if value is None else Bound.parse(value)
 
 
+BoundLike = Bound | int | float | str | Mapping[str, Any] | None
+"""What is taken for a bound: see `Budget`."""
+
 OptionalBound = Annotated[Bound | None, BeforeValidator(_optional_bound)]
 
 
@@ -101,6 +104,17 @@ class Budget(BaseModel):
     macs: OptionalBound = None
     latency_ms: OptionalBound = None
     memory_mb: OptionalBound = None
+
+    if TYPE_CHECKING:  # what a type checker should let through: anything that becomes a bound
+
+        def __init__(
+            self,
+            *,
+            params: BoundLike = None,
+            macs: BoundLike = None,
+            latency_ms: BoundLike = None,
+            memory_mb: BoundLike = None,
+        ) -> None: ...
 
     def bounds(self) -> dict[str, Bound]:
         """The bounds that are set, by name."""

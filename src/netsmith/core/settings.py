@@ -18,25 +18,39 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    epochs: int = Field(10, ge=1, le=limits.EPOCHS, description="times through the training part")
-    batch_size: int = Field(128, ge=1, le=limits.BATCH, description="images a forward pass, in each process")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with Nesterov momentum, or AdamW")
-    lr: float = Field(0.1, gt=0, description="highest learning rate")
-    weight_decay: float = Field(5e-4, ge=0, description="on weights of two or more dimensions; not on norms and biases")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
-    schedule: Literal["cosine", "onecycle", "constant"] = Field("cosine", description="shape of the learning rate")
-    warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear warm-up (cosine and constant)")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    mixup: float = Field(0.0, ge=0, description="alpha of mixup, 0 for none")
-    cutmix: float = Field(0.0, ge=0, description="alpha of cutmix, 0 for none; with mixup, one of them a batch")
-    augment: bool = Field(False, description="shift every image at random, and mirror it where that keeps its class")
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of the moving average of the weights, e.g. 0.999")
-    clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient")
-    precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision; fp16 needs a GPU")
-    accumulate: int = Field(1, ge=1, le=limits.COUNT, description="batches whose gradients are added up before a step")
-    seed: int = Field(0, ge=0, le=limits.INTEGER)
-    channels_last: bool = Field(False, description="memory format; with bf16 about twice as fast for CNNs on a CPU")
-    frozen_statistics: bool = Field(True, description="parts without a trainable parameter stay in evaluation mode")
+    epochs: int = Field(default=10, ge=1, le=limits.EPOCHS, description="times through the training part")
+    batch_size: int = Field(default=128, ge=1, le=limits.BATCH, description="images a forward pass, in each process")
+    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="SGD with Nesterov momentum, or AdamW")
+    lr: float = Field(default=0.1, gt=0, description="highest learning rate")
+    weight_decay: float = Field(
+        default=5e-4, ge=0, description="on weights of two or more dimensions; not on norms and biases"
+    )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of SGD")
+    schedule: Literal["cosine", "onecycle", "constant"] = Field(
+        default="cosine", description="shape of the learning rate"
+    )
+    warmup_epochs: float = Field(default=0.0, ge=0, description="epochs of linear warm-up (cosine and constant)")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    mixup: float = Field(default=0.0, ge=0, description="alpha of mixup, 0 for none")
+    cutmix: float = Field(default=0.0, ge=0, description="alpha of cutmix, 0 for none; with mixup, one of them a batch")
+    augment: bool = Field(
+        default=False, description="shift every image at random, and mirror it where that keeps its class"
+    )
+    ema: float | None = Field(
+        default=None, gt=0, lt=1, description="decay of the moving average of the weights, e.g. 0.999"
+    )
+    clip_grad: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
+    precision: Literal["no", "bf16", "fp16"] = Field(default="no", description="mixed precision; fp16 needs a GPU")
+    accumulate: int = Field(
+        default=1, ge=1, le=limits.COUNT, description="batches whose gradients are added up before a step"
+    )
+    seed: int = Field(default=0, ge=0, le=limits.INTEGER)
+    channels_last: bool = Field(
+        default=False, description="memory format; with bf16 about twice as fast for CNNs on a CPU"
+    )
+    frozen_statistics: bool = Field(
+        default=True, description="parts without a trainable parameter stay in evaluation mode"
+    )
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> TrainSettings:

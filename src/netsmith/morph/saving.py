@@ -68,7 +68,7 @@ def base_bytes(network: Network) -> int:
 
 
 def save_morphed(
-    result: Morphed, folder: Path, *, config: Mapping[str, Any] | None = None, overwrite: bool = False
+    result: Morphed, folder: Path | str, *, config: Mapping[str, Any] | None = None, overwrite: bool = False
 ) -> Path:
     """Write base network and generator as an artifact, which at a size is itself a source (`DIR@0.5`).
 
@@ -107,11 +107,13 @@ def save_morphed(
         "hashes": hashes_of(result, config),
     }
     files = {BASE: base, GENERATOR: morphable.generator.saved()}
-    return save_artifact(folder, kind=KIND, tensors=files, manifest=manifest, card=_card(result), overwrite=overwrite)
+    return save_artifact(
+        Path(folder), kind=KIND, tensors=files, manifest=manifest, card=_card(result), overwrite=overwrite
+    )
 
 
 @loader(KIND)
-def load_morphed(folder: Path, *, base: nn.Module | None = None) -> MorphableModel:
+def load_morphed(folder: Path | str, *, base: nn.Module | None = None) -> MorphableModel:
     """The model in an artifact of kind `morph`, in eval mode; `py:` sources run their code again.
 
     `base` is a network of the base's architecture (its weights do not matter), needed where the base was given as a

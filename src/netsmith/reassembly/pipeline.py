@@ -131,7 +131,7 @@ def reassemble(
         ZooError, DissectionError, DataError, PartitionError, BudgetError, TrainingError: see the functions above.
     """
     run = Run(networks, data, budget or Budget(), seed, device, Clock(cache, progress))
-    run.study(k, eps, size)
+    run.study(k, eps, size, probe_images)
     table = run.compare(metric, biased, grid, probe_images)
     sets = run.divide(table, k, eps, size, restarts)
     found = run.look_up(sets, candidates, fit_images, distinct_sets, mix, solver, style, latency_batch)

@@ -60,12 +60,12 @@ def write_results(result: Reassembled, folder: Path, *, config: Mapping[str, Any
 
 
 def save_reassembled(
-    result: Reassembled, folder: Path, *, config: Mapping[str, Any] | None = None, overwrite: bool = False
+    result: Reassembled, folder: Path | str, *, config: Mapping[str, Any] | None = None, overwrite: bool = False
 ) -> Path:
     """Write the chosen network as an artifact, which is itself a source; returns the folder. Raises OutputError."""
     hashes = hashes_of(result, config or {})
     result.module.facts = {**result.module.facts, "config": dict(config or {}), "hashes": hashes}
-    return save_assembled(result.module, folder, overwrite)
+    return save_assembled(result.module, Path(folder), overwrite)
 
 
 def hashes_of(result: Reassembled, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,9 +101,13 @@ class Run:
         """The parents' chains by name."""
         return chains_of(self.parents)
 
-    def study(self, k: int, eps: float, size: Size) -> None:
-        """Dissect and judge the parents; a zoo that cannot be cut as asked is refused here, before the long work."""
+    def study(self, k: int, eps: float, size: Size, probes: int) -> None:
+        """Dissect and judge the parents; what cannot be done as asked is refused here, before the long work.
+
+        That is a zoo that cannot be cut so, or more probe images than there are.
+        """
         with self.steps.step("dissection"):
+            balanced_indices(self.data.train.labels, probes, self.seed)
             self.parents = study(self.networks, self.data.train.images([0]))
             check_feasible(self._sizes(size), k, eps)
         with self.steps.step("parents"):
