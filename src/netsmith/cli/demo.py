@@ -31,7 +31,7 @@ MEMBERS = ("residual", "projection", "plain", "separable", "vit")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the output folder."""
     add_output(parser, required=True, what="folder for the zoo, the artifact and the report")
-    add_common(parser)
+    add_common(parser, usual="cpu")
 
 
 def run(arguments: argparse.Namespace, session: Session) -> int:

@@ -14,8 +14,10 @@ from netsmith.core.device_names import is_device_name
 from .session import Session
 
 
-def add_common(parser: argparse.ArgumentParser, *, seed: bool = True, device: bool = True) -> None:
-    """Add --seed, --run-code, --device, --quiet and --debug."""
+def add_common(
+    parser: argparse.ArgumentParser, *, seed: bool = True, device: bool = True, usual: str = "the best there is"
+) -> None:
+    """Add --seed, --run-code, --device, --quiet and --debug; `usual` is the device without --device."""
     group = parser.add_argument_group("common options")
     if seed:
         group.add_argument(
@@ -31,7 +33,7 @@ def add_common(parser: argparse.ArgumentParser, *, seed: bool = True, device: bo
             parser.set_defaults(run=_consenting(run))
     if device:
         group.add_argument(
-            "--device", type=device_name, metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the best there is)"
+            "--device", type=device_name, metavar="NAME", help=f"cpu, cuda, cuda:1, mps (default: {usual})"
         )
     group.add_argument("--quiet", action="store_true", help="no progress bars and notes; results and errors only")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error (also NETSMITH_DEBUG=1)")
