@@ -200,7 +200,6 @@ def rival_lines(rivals: list[dict[str, Any]]) -> list[str]:
         return []
     ratios = [p["ratio"] for p in rivals[0]["points"]]
     names = {"l1": "Torch-Pruning L1", "taylor": "Torch-Pruning Taylor", "alone": "trained alone"}
-    names |= {f"{name}_matched": f"{text}, blocks matched" for name, text in names.items()}
     out = ["| space | a network for each size | seeds | steps each | " + " | ".join(f"{r:g}" for r in ratios) + " |"]
     out.append("|---" * (4 + len(ratios)) + "|")
     alike: dict[tuple[str, str, str], list[dict[str, Any]]] = {}

@@ -5,9 +5,8 @@
 
 A piece is `SPACE-RIVAL-SHARE` or `SPACE-RIVAL-SHARE-SEED` (0 without): with `total` the steps of one fit in
 `morph_cifar10.py` are shared among the sizes, with `each` every size gets as many. Loss, optimizer and order of images
-are those of the fits there, but that `l1`, `taylor` and `alone` learn from labels and the base's outputs alone; with
-`l1_matched` and so on they learn from the base's blocks, too, as keyframes do. Each is written to the work folder when
-it is done, and goes on where it was interrupted; `morph_cifar10.py` puts them into its table.
+are those of the fits there. Each is written to the work folder when it is done, and goes on where it was interrupted;
+`morph_cifar10.py` puts them into its table.
 """
 
 from __future__ import annotations
@@ -36,8 +35,7 @@ SIZES = (0.75, 0.5, 0.25)
 def run(name: str, arguments: argparse.Namespace) -> None:
     space_name, rival, share, *rest = name.split("-")
     space, seed = SPACES[space_name], int(rest[0]) if rest else 0
-    matching = {} if rival.endswith("_matched") else {"matching": 0.0}
-    training, fitting = TrainSettings(**space["training"], seed=seed), FitSettings(**space["fitting"], **matching)
+    training, fitting = TrainSettings(**space["training"], seed=seed), FitSettings(**space["fitting"])
     data = open_data(arguments.data)
     network = load_source(arguments.base, name="resnet20")
     steps = optimizer_steps(len(data.train), training) * training.epochs
@@ -50,7 +48,7 @@ def run(name: str, arguments: argparse.Namespace) -> None:
             print(name, f"{last[0] - began:.0f}s", what, done, total, note, flush=True)
 
     bench = Bench(result, training, fitting, training, 2048, arguments.work / "rivals", "cpu", told)
-    row = bench.sized(rival.removesuffix("_matched"), share, SIZES, steps // len(SIZES) if share == "total" else steps)
+    row = bench.sized(rival, share, SIZES, steps // len(SIZES) if share == "total" else steps)
     points = [{"ratio": p["ratio"], "params": p["params"], "macs": p["macs"], **p["accuracy"]} for p in row["points"]]
     piece: dict[str, Any] = {"space": space_name, "rival": rival, "share": share, "seed": seed, "steps": row["steps"]}
     piece |= {"seconds": row["seconds"], "points": points, "threads": torch.get_num_threads(), **describe()}

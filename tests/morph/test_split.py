@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import pytest
 import torch
 from torch import nn
 
 from netsmith.core.data import open_data
-from netsmith.core.engine import Step
 from netsmith.core.network import load_source
 from netsmith.core.settings import TrainSettings
 from netsmith.core.tasks import Classification, Generation
-from netsmith.errors import MorphError, TrainingError
+from netsmith.errors import TrainingError
 from netsmith.morph.finetuning import Distilling, Teacher, finetuned
 from netsmith.morph.memory import Memory
-from netsmith.morph.split import Split, split, split_as
+from netsmith.morph.split import Split, split
 
 own_slack = Distilling.slack
 
@@ -56,114 +54,20 @@ def test_only_the_rest_is_trained():
     assert model.layer3[2].bn1.num_batches_tracked
 
 
-@pytest.mark.parametrize("names", [{"conv1.weight"}, {"layer3.2.conv1.weight", "conv1.weight"}, None])
-def test_a_network_whose_stem_is_trained_has_no_front(names):
+def test_a_network_whose_stem_is_named_or_that_cannot_be_cut_is_not_split():
     model = resnet()
     x = torch.randn(3, 1, 8, 8)
-    found = split(model, x, names)
-    assert found is not None
-    assert found.start is None
-    assert found.front(x) is x
-    assert torch.allclose(found.rest(x), model(x), atol=1e-6)
-    assert found.names == ("stem", *(f"layer{i}.{j}" for i in (1, 2, 3) for j in (0, 1, 2)), "head")
+    assert split(model, x, {"conv1.weight"}) is None
 
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
 
-def test_what_each_piece_makes_can_be_told():
-    model = resnet()
-    x, made = torch.randn(3, 1, 8, 8), {}
-    for name, module in model.named_modules():
-        module.register_forward_hook(lambda _, __, out, name=name: made.__setitem__(name, out.clone()))
-    found = split(model, x, {n for n, _ in model.named_parameters() if n.startswith("layer3")})
-    assert found is not None
-    assert found.names == ("layer3.0", "layer3.1", "layer3.2", "head")
-    expected = model(x)
-    told = found.trace(found.front(x))
-    for name, value in zip(found.names[:-1], told, strict=False):
-        assert torch.allclose(value, made[name], atol=1e-6), name
-    assert torch.allclose(told[-1], expected, atol=1e-6)
+        def forward(self, x):
+            return self.layer(x) if float(x.sum()) > 0 else x
 
-
-def test_a_network_is_cut_as_another_or_not_at_all():
-    model, x = resnet(), torch.randn(3, 1, 8, 8)
-    for names in (None, last_block(model)):
-        one = split(model, x, names)
-        assert one is not None
-        other = split_as(copy.deepcopy(model), x, one)
-        assert other is not None
-        assert (other.start, other.names) == (one.start, one.names)
-    shallow = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)).eval()
-    assert split_as(shallow, x, one) is None
-    assert split_as(Loop().eval(), x, one) is None
-
-
-class Loop(nn.Module):
-    """Decides by values: it cannot be cut."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(8, 8)
-        self.flat = nn.Linear(64, 10)
-
-    def forward(self, x):
-        return self.flat((self.layer(x) if float(x.sum()) > -1e9 else x).flatten(1))
-
-
-def test_a_network_that_cannot_be_cut_is_not_split():
     assert split(Loop().eval(), torch.randn(3, 1, 8, 8), {"layer.weight"}) is None
-
-
-def test_matching_adds_the_distance_of_the_blocks_from_the_teachers():
-    """By hooks on the blocks, beside the pieces; a block whose output has another shape does not count."""
-    task = Classification(10)
-    teacher, model = resnet(), resnet()
-    images, labels = torch.randn(8, 1, 8, 8), torch.arange(8)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    student, guide = split(model, images), Teacher(teacher)
-    assert student is not None
-    student.train()
-    alike = guide.alike(student, images)
-    assert alike is not None
-    step = Step(0, 1, 0, 0)
-    plain = Distilling(task, guide, 0.3, 2.0, None).loss(student, images, labels, step)
-    full = Distilling(task, guide, 0.3, 2.0, None, None, 0.7, alike).loss(student, images, labels, step)
-    seen: dict[str, list[torch.Tensor]] = {}
-    for network in (model, guide.model):
-        for name in student.names[1:-1]:
-            network.get_submodule(name).register_forward_hook(
-                lambda _, __, out, name=name: seen.setdefault(name, []).append(out.detach().clone())
-            )
-    stem = [student.trace(images)[0].detach(), alike.trace(images)[0].detach()]
-    parts = [(((a - b) ** 2).mean() / (b**2).mean()).item() for a, b in (stem, *seen.values())]
-    assert len(parts) == 10
-    assert (full - plain).item() == pytest.approx(0.7 * sum(parts) / 10, rel=1e-4)
-    assert len({Distilling(task, guide, 0.3, 2.0, None, None, w, alike).identity() for w in (0.7, 0.8)}) == 2
-    assert not any(p.grad is not None for p in guide.model.parameters())
-
-
-@pytest.mark.parametrize("matching", [-0.1, math.inf, math.nan])
-def test_a_weight_of_matching_that_is_none_is_refused(matching):
-    network = load_source(resnet(), name="small", input_size=(1, 8, 8), num_classes=10)
-    training = TrainSettings(epochs=1, batch_size=256)
-    with pytest.raises(MorphError, match="matching the teacher's blocks is 0 or more"):
-        finetuned(
-            network.model, network, open_data("digits"), Classification(10), training, 1, matching=matching
-        )  # fmt: skip
-
-
-def test_a_network_in_no_blocks_is_trained_by_its_outputs_alone(caplog):
-    torch.manual_seed(0)
-    network = load_source(Loop(), name="loop", input_size=(1, 8, 8), num_classes=10)
-    training, data = TrainSettings(epochs=1, batch_size=256, lr=0.01, warmup_epochs=0), open_data("digits")
-    made = []
-    for matching in (0.0, 1.0):
-        model = copy.deepcopy(network.model).eval()
-        with caplog.at_level("INFO", logger="netsmith.morph"):
-            finetuned(model, network, data, Classification(10), training, 4, matching=matching)
-        made.append(model.state_dict())
-    assert [r.message for r in caplog.records if "blocks of its teacher" in r.message]
-    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
 
 
 def test_a_memory_keeps_what_fits():

@@ -87,9 +87,7 @@ def forecast_morph(config: MorphConfig, device: str, progress: Progress | None =
         apart = config.fitting.apart if grid else 0.0  # of the epochs, in which a step is one keyframe's
         step = (apart + (1 - apart) * config.fitting.per_step) * train * mean / rate.training
         judged = 3 * validation * mean / rate.forward
-        anew = apart if config.fitting.matching else 0.0  # of the epochs, in which the base runs on every batch
-        known = min(config.fitting.views, tune.epochs) / tune.epochs
-        taught = (anew + (1 - anew) * known) * train / rate.forward
+        taught = min(config.fitting.views, tune.epochs) * train / tune.epochs / rate.forward
         seconds["fitting"] = tune.epochs * (step + judged + taught) * network.macs
         seconds["fitting"] += tune.epochs * (train / tune.batch_size) * config.fitting.per_step * read * mean**2
         if grid:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from netsmith.core.tasks import Task
 from netsmith.core.undoing import undone_if_worse
 from netsmith.errors import MorphError, TrainingError
 from netsmith.morph.memory import Key, Memory
-from netsmith.morph.split import Split, split, split_as
+from netsmith.morph.split import Split
 
 _log = logging.getLogger("netsmith.morph")
 
@@ -43,17 +43,10 @@ class Teacher:
     def __init__(self, model: nn.Module) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.memory = Memory(_REMEMBERED_BYTES)
-        self._parts: Split | None = None
 
     def identity(self) -> str:
         """Changes with its weights, the numbers of its modules and its code."""
         return digest(self.model.state_dict(), structure(self.model))
-
-    def alike(self, model: Split, example: Tensor) -> Split | None:
-        """The teacher in the same pieces; None where it has no such pieces. Kept for the next one with as many."""
-        if self._parts is None or self._parts.start != model.start or self._parts.names != model.names:
-            self._parts = split_as(self.model, example.to(next(self.model.parameters()).device), model)
-        return self._parts
 
     def __call__(self, images: Tensor, key: Key | None) -> Tensor:
         """Outputs for a batch that `key` names, remembered while there is room (512 MB); None remembers nothing."""
@@ -61,14 +54,10 @@ class Teacher:
 
 
 class Distilling:
-    """The objective (`netsmith.core.engine.Objective`): the task's loss, distillation from a teacher, and its blocks.
+    """The objective (`netsmith.core.engine.Objective`): the task's loss, and distillation from a teacher.
 
-    As in `netsmith.morph.fit.Fitting`: `(1 - share) * loss + share * distil`. With `alike`, the teacher in the pieces
-    of the `Split` network that learns, there is besides `matching` times the mean over pieces (but for the last) of the
-    squared distance of their outputs over the teacher's square: the student's blocks do what the teacher's do, as far
-    as their outputs have one shape (Romero et al., "FitNets: Hints for thin deep nets", ICLR 2015, equation 3; widths
-    within blocks leave that shape, so there is no regressor). `scope` names the batches: what of them does not follow
-    from view and index. Of a `Split` network, `fronts` keeps the features.
+    As in `netsmith.morph.fit.Fitting`: `(1 - share) * loss + share * distil`. `scope` names the batches: what of
+    them does not follow from view and index. Of a `Split` network, `fronts` keeps the features.
     """
 
     def __init__(
@@ -79,41 +68,27 @@ class Distilling:
         temperature: float,
         scope: Key | None,
         fronts: Memory | None = None,
-        matching: float = 0.0,
-        alike: Split | None = None,
     ) -> None:
         self.task, self.teacher, self.share, self.temperature, self.scope = task, teacher, share, temperature, scope
         self.fronts = Memory(0) if fronts is None else fronts
-        self.matching, self.alike = matching, alike
 
     def identity(self) -> str:
         """Teacher and shares."""
-        matching = 0.0 if self.alike is None else self.matching
-        return digest("distilling", self.teacher.identity(), self.share, self.temperature, matching)
+        return digest("distilling", self.teacher.identity(), self.share, self.temperature)
 
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor, step: Step) -> Tensor:
         """Of one batch."""
         key = None if self.scope is None else (*self.scope, step.view, step.index)
-        taught: Callable[[], Tensor] = lambda: self.teacher(images, key)  # noqa: E731
-        distance = None
         if isinstance(model, Split):
-            kept = None if model.start is None else key  # images are not kept
-            features = self.fronts(kept, images.device, lambda: model.front(images))
-            made = model.trace(features)
-            outputs = made[-1].float()
-            if self.alike is not None:
-                with torch.no_grad():
-                    wanted = self.alike.to(images.device).trace(features)
-                distance = _distance(made[:-1], wanted[:-1])
-                taught = wanted[-1].float
+            outputs = model.rest(self.fronts(key, images.device, lambda: model.front(images))).float()
         else:
             outputs = model(images).float()
         loss = outputs.new_zeros(())
         if self.share < 1:
             loss = loss + (1 - self.share) * self.task.loss(outputs, targets)
         if self.share:
-            loss = loss + self.share * self.task.distil(outputs, taught(), self.temperature)
-        return loss if distance is None else loss + self.matching * distance
+            loss = loss + self.share * self.task.distil(outputs, self.teacher(images, key), self.temperature)
+        return loss
 
     def judge(self, model: nn.Module, measured: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
         """The task's metrics."""
@@ -130,15 +105,6 @@ class Distilling:
         return math.sqrt(max(0.0, metric * (1 - metric)) / max(1, images))
 
 
-def _distance(made: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor | None:
-    """Mean over those of one shape of the mean squared difference over the mean square; None where there are none."""
-    pairs = [(a.float(), b.float()) for a, b in zip(made, wanted, strict=True) if a.shape == b.shape]
-    if not pairs:
-        return None
-    parts = [((a - b) ** 2).mean() / b.pow(2).mean().clamp(min=1e-12) for a, b in pairs]
-    return torch.stack(parts).mean()
-
-
 def finetuned(
     model: nn.Module,
     network: Network,
@@ -149,7 +115,6 @@ def finetuned(
     *,
     distillation: float = 0.5,
     temperature: float = 2.0,
-    matching: float = 0.0,
     teacher: nn.Module | Teacher | None = None,
     views: int = 8,
     first_view: int = 0,
@@ -176,8 +141,6 @@ def finetuned(
         steps: how many, within 2% (`lesson`).
         distillation: share of the teacher in the loss, 0 to 1.
         temperature: that softens its outputs.
-        matching: weight of the distance of the blocks' outputs from the teacher's (`Distilling`), 0 or more; where
-            either cannot be dissected, or not into the same blocks, outputs alone count.
         teacher: by default the base.
         views: augmented views of the training images, as in fitting: in each, the teacher runs once on a batch.
         first_view: of them, with which it begins.
@@ -190,31 +153,18 @@ def finetuned(
         device: where to compute.
 
     Raises:
-        MorphError: steps, distillation or matching out of range.
+        MorphError: steps or distillation out of range.
         TrainingError: a loss that is not finite, or a checkpoint of another run.
     """
     if not 0 <= distillation <= 1:
         raise MorphError(f"the share of distillation in the loss is 0 to 1, not {distillation}")
-    if not 0 <= matching < math.inf:
-        raise MorphError(f"the weight of matching the teacher's blocks is 0 or more, not {matching}")
     lessons, settings = lesson(data, training, steps)
     teaches = teacher if isinstance(teacher, Teacher) else Teacher(network.model if teacher is None else teacher)
     mixed = settings.mixup or settings.cutmix  # then images of one view differ from epoch to epoch
     scope = (lessons.fingerprint, settings.batch_size, settings.seed, settings.augment)
-    alike = None
-    if matching:
-        example = network.preprocess(data.train.images([0, len(data.train) - 1]))
-        parts = model if isinstance(model, Split) else split(model.eval(), example)
-        alike = None if parts is None else teaches.alike(parts, example)
-        if parts is not None and alike is not None and parts is not model:
-            model, parameters = parts, None if parameters is None else {f"whole.{name}" for name in parameters}
-        if alike is None:
-            _log.info("%s: it cannot be cut into the blocks of its teacher: outputs alone count", called)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameters is None or name in parameters)
-    objective = Distilling(
-        task, teaches, distillation, temperature, None if mixed else scope, fronts, matching, alike
-    )  # fmt: skip
+    objective = Distilling(task, teaches, distillation, temperature, None if mixed else scope, fronts)
 
     start = evaluate(model, data.validation, task, preprocess=network.preprocess, device=device)
     state = copied_state(model)

@@ -46,12 +46,6 @@ class FitSettings(BaseModel):
     per_step: int = Field(default=1, ge=1, le=1000, description="how many of them make one step")
     distillation: float = Field(default=0.5, ge=0, le=1, description="share of the base network's outputs in the loss")
     temperature: float = Field(default=2.0, gt=0, description="that softens them")
-    matching: float = Field(
-        default=1.0,
-        ge=0,
-        description="weight of the distance of a keyframe's blocks from the base's: of their outputs, where they have "
-        "one shape",
-    )
     reconstruction: float = Field(
         default=0.0, ge=0, description="weight of the distance to the base's weights at full width"
     )
@@ -72,7 +66,7 @@ class FitSettings(BaseModel):
         description="memory for features before the first generated tensor, all views",
     )
     apart: float = Field(
-        default=0.95,
+        default=0.9,
         ge=0,
         le=1,
         description="share of the epochs in which a grid's keyframes are trained first, each by itself and with its "

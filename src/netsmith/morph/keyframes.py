@@ -33,10 +33,6 @@ from netsmith.morph.split import split, untouched_front
 _SMALL = 0.01
 """Of the network's parameters, the most that one tensor of the keyframes' own may have."""
 
-_FRONT = 0.05
-"""Of the network's MACs, the most that what lies before the first group may take to be the keyframes' own all the same:
-computing that once would spare nothing, and training it is worth an epoch (`docs/morphing.md`)."""
-
 _INBETWEEN = 2.0
 """Steps of a keyframe in between, over those of the others, for the square of the distance of its two neighbours (as
 ratios): it begins as their mean, and how far that is off grows with that square. Never more than the others have."""
@@ -53,10 +49,9 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm
 def own_tensors(model: nn.Module, groups: Sequence[WidthGroup], chain: Chain | None) -> tuple[str, ...]:
     """Parameters that no group touches and that every keyframe should have of its own: they cost next to nothing.
 
-    Biases, norms, a small stem, a small classifier; each with at most a hundredth of the network's parameters. Where
-    the part of the network before the first tensor that a group touches takes more than a twentieth of its MACs, what
-    lies in it is the same at all widths, and computed once. Of a network that is not dissected it is what lies in the
-    layers of the groups' tensors.
+    Biases, norms, a small classifier: what lies behind the first tensor that a group touches (before it everything is
+    the same at all widths, and computed once), or, of a network that is not dissected, in the layers of those tensors;
+    each with at most a hundredth of the network's parameters.
     """
     touched = {axis.tensor for group in groups for axis in group.axes}
     parameters = dict(model.named_parameters())
@@ -66,8 +61,7 @@ def own_tensors(model: nn.Module, groups: Sequence[WidthGroup], chain: Chain | N
         behind = {name for name in parameters if name.rpartition(".")[0] in layers}
     else:
         front = untouched_front(model, chain, touched)
-        macs = sum((chain.stem_macs, *(unit.macs for unit in chain.units))[: len(front)])
-        before = {id(p) for piece in front for p in piece.parameters()} if macs > _FRONT * chain.macs else set()
+        before = {id(p) for piece in front for p in piece.parameters()}
         behind = {name for name, p in parameters.items() if id(p) not in before}
     return tuple(
         name
@@ -125,8 +119,8 @@ def _whole(shares: Sequence[float]) -> list[int] | None:
     """Whole numbers of the same sum, each within a quarter and 0.3 of its share; None where there are none."""
     found = [max(1, int(s + 1e-6)) for s in shares]
     missing = round(sum(shares)) - sum(found)
-    # what is left goes to those that lack most of their share, of equals to the first: others begin from it
-    for k in sorted(range(len(found)), key=lambda k: (round(found[k] - shares[k], 6), k))[: max(0, missing)]:
+    # what is left goes to those that lack most of their share, of equals to the last, the narrowest
+    for k in sorted(range(len(found)), key=lambda k: (round(found[k] - shares[k], 6), -k))[: max(0, missing)]:
         found[k] += 1
     near = all(abs(n - s) <= 0.25 * s + 0.3 for n, s in zip(found, shares, strict=True))
     return found if missing >= 0 and near else None
@@ -180,7 +174,7 @@ def fit_keyframes(
         data: its test part is not touched.
         task: whose loss it is.
         training: of each.
-        fitting: distillation, temperature, matching, views, and memory for features.
+        fitting: distillation, temperature, views, and memory for features.
         steps: of each keyframe but the first.
         ranking: preprocessed training images, the same each time, by which channels are ranked anew; None keeps their
             order.
@@ -197,7 +191,7 @@ def fit_keyframes(
     """
     base, groups = _start(grid, network, prepared, orders)
     learned = _learned(grid, base, prepared)
-    teacher, fronts = Teacher(base), Memory(fitting.cache_mb * 2**20)
+    teacher, fronts = Teacher(network.model), Memory(fitting.cache_mb * 2**20)
     made = {1.0: base}
     courses: list[tuple[float, TrainResult]] = []
     moved = {g.name: tuple(range(g.width)) for g in groups}
@@ -223,8 +217,7 @@ def fit_keyframes(
         prefix = "" if parts is None else "whole."
         course = finetuned(
             model if parts is None else parts, network, data, task, training, counts[ratio],
-            distillation=fitting.distillation, temperature=fitting.temperature, matching=fitting.matching,
-            views=fitting.views,
+            distillation=fitting.distillation, temperature=fitting.temperature, views=fitting.views,
             first_view=sum(len(course.history) for _, course in courses) % fitting.views, teacher=teacher,
             parameters={prefix + name for name in learned.parameters}, fronts=fronts,
             checkpoint_dir=None if checkpoints is None else checkpoints / f"keyframe-{ratio:g}",

@@ -71,9 +71,8 @@ def rivals(
       and the lowest width in turn. It is measured at all ratios of the result, as its full width changes too.
     - `alone`: at each size a network from random weights, trained for `steps`.
 
-    All have the same loss (the task's, distillation from the base, and but for `nested` the matching of its blocks),
-    optimizer and order of training images. Params and MACs are counted as the morphed network's, after folding where
-    that is folded.
+    All have the same loss (the task's, and distillation from the base), optimizer and order of training images.
+    Params and MACs are counted as the morphed network's, after folding where that is folded.
 
     Args:
         result: what `netsmith.morph.pipeline.make_morphable` gave.
@@ -222,7 +221,7 @@ class Bench:
     def _trained(self, kind: str, ratio: float, steps: int) -> dict[str, Any]:
         widths, data = self.result.space.at(ratio), self.result.data
         training = self.scratch if kind == "alone" else self.training
-        settings: dict[str, Any] = self.fitting.model_dump(include={"distillation", "temperature", "matching", "views"})
+        settings: dict[str, Any] = self.fitting.model_dump(include={"distillation", "temperature", "views"})
         key = self._key(kind, widths, training, steps, settings)
         done = self._load(key)
         if done is not None:

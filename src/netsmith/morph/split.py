@@ -1,8 +1,8 @@
-"""A network in parts: a front that does not change, whose features need computing but once, and pieces after it."""
+"""A network in two parts: a front that does not change, whose features need computing but once, and the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from itertools import takewhile
 
 import torch
@@ -13,67 +13,43 @@ from netsmith.errors import DissectionError
 
 
 class Split(nn.Module):
-    """A network that also runs piece by piece, behind a front that is not trained; its parameters are those of `whole`.
+    """A network that also runs in two parts, `front` and `rest`; its parameters are those of `whole`.
 
     Args:
         whole: the network.
-        front: its first part, in evaluation mode; None where there is none.
-        pieces: what goes on from there, in order; the last gives the output. All share the parameters of `whole`.
-        start: where the pieces begin: the number of units in the front, or None without one.
-        names: of the pieces.
+        front: its first part; it is not trained, and stays in evaluation mode.
+        rest: what goes on from there. Both share the parameters of `whole`.
     """
 
-    def __init__(
-        self,
-        whole: nn.Module,
-        front: nn.Module | None,
-        pieces: Sequence[nn.Module],
-        start: int | None,
-        names: Sequence[str],
-    ) -> None:
+    def __init__(self, whole: nn.Module, front: nn.Module, rest: nn.Module) -> None:
         super().__init__()
-        self.whole, self.start, self.names = whole, start, tuple(names)
-        # not registered: they share the modules of `whole`
-        self._front, self._pieces = [] if front is None else [front.eval()], tuple(pieces)
+        self.whole = whole
+        self._parts = (front.eval(), rest)  # not registered: they share the modules of `whole`
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's output for a batch."""
         return self.whole(x)
 
     def front(self, x: Tensor) -> Tensor:
-        """From a batch to features, without gradients; the batch itself where there is no front."""
+        """From a batch to features, without gradients."""
         with torch.no_grad():
-            for front in self._front:
-                x = front(x)
-        return x
+            return self._parts[0](x)
 
     def rest(self, features: Tensor) -> Tensor:
         """From features to the network's output."""
-        for piece in self._pieces:
-            features = piece(features)
-        return features
-
-    def trace(self, features: Tensor) -> list[Tensor]:
-        """From features to what each piece makes of them; the last is the network's output."""
-        found = []
-        for piece in self._pieces:
-            features = piece(features)
-            found.append(features)
-        return found
+        return self._parts[1](features)
 
     def train(self, mode: bool = True) -> Split:
         """The front stays in evaluation mode."""
         super().train(mode)
-        for piece in self._pieces:
-            piece.train(mode)
-        for front in self._front:
-            front.eval()
+        self._parts[1].train(mode)
+        self._parts[0].eval()
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Split:
-        """Move all parts along: a part that was cut out of a network's code has buffers of its own."""
+        """Move both parts along: a part that was cut out of a network's code has buffers of its own."""
         super()._apply(fn, recurse)
-        for part in (*self._front, *self._pieces):
+        for part in self._parts:
             part._apply(fn, recurse)
         return self
 
@@ -101,40 +77,21 @@ def untouched_front(model: nn.Module, chain: Chain, names: Collection[str]) -> t
     return tuple(takewhile(free, (chain.stem, *(unit.module for unit in chain.units))))
 
 
-def split(model: nn.Module, example: Tensor, names: Collection[str] | None = None) -> Split | None:
-    """A network in pieces; None where that cannot be, or changes what it computes.
+def split(model: nn.Module, example: Tensor, names: Collection[str]) -> Split | None:
+    """A network cut before the first parameter of these names; None where that cannot be, or changes what it computes.
 
     Args:
         model: in evaluation mode.
         example: a batch as it takes it.
-        names: of the parameters that are trained: what lies before the first of them is the front. None for all.
+        names: of parameters.
     """
     try:
-        chain = dissect(model, example)
+        found = halves(model, dissect(model, example), names)
     except DissectionError:
         return None
-    start = None if names is None or halves(model, chain, names) is None else len(untouched_front(model, chain, names))
-    return _pieces(model, example, chain, None if start is None else start - 1)
-
-
-def split_as(model: nn.Module, example: Tensor, other: Split) -> Split | None:
-    """A network of the same kind in the same pieces as another; None where it has no such pieces."""
-    try:
-        chain = dissect(model, example)
-    except DissectionError:
+    if found is None:
         return None
-    found = _pieces(model, example, chain, other.start) if len(chain) > (other.start or 0) else None
-    return found if found is not None and found.names == other.names else None
-
-
-def _pieces(model: nn.Module, example: Tensor, chain: Chain, start: int | None) -> Split | None:
-    names = ["stem", *(unit.name for unit in chain.units), "head"]
-    if start is None:
-        made = Split(model, None, (chain.stem, *(unit.module for unit in chain.units), chain.head), None, names)
-    else:
-        rest = [unit.module for unit in chain.units[start:]]
-        made = Split(model, chain.front(start), (*rest, chain.head), start, names[start + 1 :])
-    made.eval()
+    made = Split(model, *found).eval()
     with torch.no_grad():
         same = torch.allclose(made.rest(made.front(example)), model(example), rtol=1e-4, atol=1e-5)
     return made if same else None
