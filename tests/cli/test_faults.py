@@ -164,6 +164,20 @@ def test_a_refused_run_makes_room_for_a_mended_config(config, tmp_path, capsys, 
     assert "exists and is not empty" in capsys.readouterr().err
 
 
+def test_a_refusal_with_its_traceback_makes_room_as_well(config, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+
+    def late(*arguments, **named):
+        (out / "kept").write_text("dear")
+        raise BudgetError("too small")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_verb, "train_network", late)
+        with pytest.raises(BudgetError):
+            train(config, out, "--debug")
+    assert train(config, out, "--set", "training.lr=0.5") == 0
+
+
 @pytest.mark.parametrize("stopped", [KeyboardInterrupt(), TrainingError("no more"), ZeroDivisionError()])
 def test_a_run_that_stops_after_its_summary_goes_on_by_the_same_command(config, tmp_path, capsys, monkeypatch, stopped):
     out, real = tmp_path / "out", train_verb.train_network

@@ -70,11 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as failure:
-        text = message_of(failure)
+        text, session.refused = message_of(failure), is_refusal(failure)
         if debug or text is None:
             raise
         console.error(text)
-        session.refused = is_refusal(failure)
         if session.kept is not None:
             from .folder import take_back
 

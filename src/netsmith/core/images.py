@@ -187,15 +187,18 @@ def stratified_split(
     return torch.from_numpy(np.flatnonzero(~chosen)), torch.from_numpy(np.flatnonzero(chosen))
 
 
+def check_enough(n: int, there: int) -> None:
+    """That `n` probe images can be drawn from so many. Raises DataError."""
+    if not 0 < n <= there:
+        raise DataError(f"{n} probe images were asked for, the training part has {there}: ask for 1 to {there}")
+
+
 def balanced_indices(labels: Int[Tensor, " n"], n: int, seed: int) -> Int[Tensor, " m"]:
     """Indices of `n` images drawn without return, classes taking turns, so that every prefix is balanced as well.
 
     A class that has run out is passed over. Raises DataError when there are fewer than `n` images.
     """
-    if not 0 < n <= len(labels):
-        raise DataError(
-            f"{n} probe images were asked for, the training part has {len(labels)}: ask for 1 to {len(labels)}"
-        )
+    check_enough(n, len(labels))
     rng = np.random.default_rng(seed)
     values = labels.numpy()
     turn = np.empty(len(values), dtype=np.int64)

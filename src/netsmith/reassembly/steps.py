@@ -18,6 +18,7 @@ from netsmith.core.checkpoint import copied_state
 from netsmith.core.data import Splits, balanced_indices, probe_set
 from netsmith.core.engine import Progress, TrainResult, TrainSettings, evaluate
 from netsmith.core.graph import Chain, Unit
+from netsmith.core.images import check_enough
 from netsmith.core.network import Network
 from netsmith.core.processes import own_device
 from netsmith.core.profile import Budget
@@ -106,8 +107,8 @@ class Run:
 
         That is a zoo that cannot be cut so, or more probe images than there are.
         """
+        check_enough(probes, len(self.data.train))
         with self.steps.step("dissection"):
-            balanced_indices(self.data.train.labels, probes, self.seed)
             self.parents = study(self.networks, self.data.train.images([0]))
             check_feasible(self._sizes(size), k, eps)
         with self.steps.step("parents"):
