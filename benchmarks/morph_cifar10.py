@@ -198,7 +198,8 @@ def rival_lines(rivals: list[dict[str, Any]]) -> list[str]:
     """Networks of one size each: pruned and tuned, or trained alone."""
     if not rivals:
         return []
-    ratios = [p["ratio"] for p in rivals[0]["points"]]
+    ratios = sorted({p["ratio"] for rival in rivals for p in rival["points"]}, reverse=True)
+    shares = {"total": "steps shared by three", "curve": "steps shared by six", "each": "steps for each"}
     names = {"l1": "Torch-Pruning L1", "taylor": "Torch-Pruning Taylor", "alone": "trained alone"}
     out = ["| space | a network for each size | seeds | steps each | " + " | ".join(f"{r:g}" for r in ratios) + " |"]
     out.append("|---" * (4 + len(ratios)) + "|")
@@ -206,11 +207,12 @@ def rival_lines(rivals: list[dict[str, Any]]) -> list[str]:
     for r in rivals:
         alike.setdefault((r["space"], r["rival"], r["share"]), []).append(r)
     for (space, rival, share), pieces in alike.items():
-        tests = [[p["test"] for p in piece["points"]] for piece in pieces]
-        cells = [
-            shown(statistics.mean(v), statistics.stdev(v) if len(v) > 1 else None) for v in zip(*tests, strict=True)
-        ]
-        about = [space, f"{names[rival]}, {'steps shared' if share == 'total' else 'steps for each'}"]
+        cells = []
+        for ratio in ratios:
+            tests = [p["test"] for piece in pieces for p in piece["points"] if p["ratio"] == ratio]
+            mean = statistics.mean(tests) if tests else None
+            cells.append(shown(mean, statistics.stdev(tests) if len(tests) > 1 else None))
+        about = [space, f"{names[rival]}, {shares[share]}"]
         out.append("| " + " | ".join([*about, str(len(pieces)), str(pieces[0]["steps"]), *cells]) + " |")
     return out
 

@@ -4,7 +4,8 @@
         --only all-l1-total all-taylor-total all-l1-each last_block-l1-total ...
 
 A piece is `SPACE-RIVAL-SHARE` or `SPACE-RIVAL-SHARE-SEED` (0 without): with `total` the steps of one fit in
-`morph_cifar10.py` are shared among the sizes, with `each` every size gets as many. Loss, optimizer and order of images
+`morph_cifar10.py` are shared among three sizes (75, 50, 25%), with `curve` among the six from 87.5 down to 25% that the
+default is trained for, and with `each` every one of the three gets as many. Loss, optimizer and order of images
 are those of the fits there. Each is written to the work folder when it is done, and goes on where it was interrupted;
 `morph_cifar10.py` puts them into its table.
 """
@@ -29,7 +30,12 @@ from netsmith.morph.fit import FitSettings
 from netsmith.morph.pipeline import make_morphable
 from netsmith.morph.rivals import Bench
 
-SIZES = (0.75, 0.5, 0.25)
+SIZES = {
+    "total": (0.75, 0.5, 0.25),
+    "curve": (0.875, 0.75, 0.625, 0.5, 0.375, 0.25),
+    "each": (0.75, 0.5, 0.25),
+}
+"""Ratios of a rival's networks, by how the steps are shared."""
 
 
 def run(name: str, arguments: argparse.Namespace) -> None:
@@ -48,7 +54,8 @@ def run(name: str, arguments: argparse.Namespace) -> None:
             print(name, f"{last[0] - began:.0f}s", what, done, total, note, flush=True)
 
     bench = Bench(result, training, fitting, training, 2048, arguments.work / "rivals", "cpu", told)
-    row = bench.sized(rival, share, SIZES, steps // len(SIZES) if share == "total" else steps)
+    sizes = SIZES[share]
+    row = bench.sized(rival, share, sizes, steps if share == "each" else steps // len(sizes))
     points = [{"ratio": p["ratio"], "params": p["params"], "macs": p["macs"], **p["accuracy"]} for p in row["points"]]
     piece: dict[str, Any] = {"space": space_name, "rival": rival, "share": share, "seed": seed, "steps": row["steps"]}
     piece |= {"seconds": row["seconds"], "points": points, "threads": torch.get_num_threads(), **describe()}

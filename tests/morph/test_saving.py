@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from morph_networks import morphable, space_of, tiny
 
 import netsmith
+from netsmith.cli.main import main
 from netsmith.core.artifact import read_manifest
 from netsmith.core.channels import WidthGroup
 from netsmith.core.data import open_data
@@ -18,6 +22,7 @@ from netsmith.errors import ArtifactError, BudgetError, MorphError, SourceError
 from netsmith.morph.generator import Nested
 from netsmith.morph.live import MorphableModel
 from netsmith.morph.pipeline import Morphed, default_keyframes, make_morphable
+from netsmith.morph.results import better_narrower, by_ratio
 from netsmith.morph.sample import Sampling, sample_tensors
 from netsmith.morph.sampled import load_sampled, save_sampled
 from netsmith.morph.saving import artifact_bytes, load_morphed, save_morphed, write_results
@@ -225,3 +230,64 @@ def test_a_fit_in_channels_is_judged_at_these_channels():
     assert set(grid.widths_at(grid.keyframes[-1]).values()) == {6}
     assert found.training is not None
     assert "accuracy@0.5" in found.training.history[0]
+
+
+# --- a narrower size that is better -----------------------------------------------------------------------------------
+
+
+def test_metrics_by_ratio_leave_out_what_is_none():
+    found = {"accuracy@0.5": 0.88, "accuracy@1": 1, "accuracy": 0.9, "accuracy@x": 0.1, "a@0.25": "0.5", "a@nan": 0.2}
+    assert by_ratio({**found, "a@0.125": math.nan, "a@-1": 0.3}) == {0.5: 0.88, 1.0: 1.0}
+
+
+MEASURED = {1.0: 0.9, 0.75: 0.89, 0.5: 0.88, 0.375: 0.80, 0.25: 0.84}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "found"),
+    [
+        (0.375, (0.25, 0.84, 0.80)),  # measured itself
+        (0.4, (0.25, 0.84, 0.816)),  # on the line from 0.375 to 0.5
+        (0.45, None),  # 0.848
+        (0.3, (0.25, 0.84, 0.824)),
+        (0.25, None),  # nothing narrower was measured
+        (0.1, None),
+        (2.0, None),  # as at 1
+    ],
+)
+def test_a_narrower_size_is_named_where_it_was_better(ratio, found):
+    assert better_narrower(MEASURED, ratio) == (None if found is None else pytest.approx(found))
+
+
+@given(
+    st.dictionaries(st.integers(1, 32).map(lambda k: k / 16), st.floats(-5, 5), max_size=8),
+    st.floats(0.01, 2.5, allow_nan=False),
+)
+def test_what_is_named_is_narrower_and_the_best_of_those(measured, ratio):
+    found = better_narrower(measured, ratio)
+    narrower = {r: v for r, v in measured.items() if r < ratio}
+    if found is not None:
+        best, value, expected = found
+        assert value == narrower[best] == max(narrower.values()) > expected
+    elif ratio in measured and narrower:
+        assert max(narrower.values()) <= measured[ratio] + 1e-9
+
+
+def test_sample_names_a_narrower_size_that_was_better(result, tmp_path, capsys):
+    """A budget alone asks for what fits; a ratio is what was asked for."""
+    values = {1.0: 0.9, 0.5: 0.8, 0.125: 0.85}
+    points = [
+        replace(p, metrics={"validation": {"accuracy": values[p.ratio]}, "test": {"accuracy": 0.5}})
+        for p in result.points
+    ]
+    folder = save_morphed(replace(result, points=tuple(points)), tmp_path / "artifact")
+    params = str(points[1].params)
+    assert main(["sample", str(folder), "--params", params, "--out", str(tmp_path / "half")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "accuracy 85.00% on validation at ratio 0.125, where about 80.00% is to be expected at this one, 0.5." in said
+    )
+    assert "Give --ratio 0.125 to have it." in said
+    for words in (["--ratio", "0.5"], ["--params", str(points[0].params)]):
+        assert main(["sample", str(folder), *words, "--out", str(tmp_path / "other"), "--overwrite"]) == 0
+        assert "was better" not in capsys.readouterr().err

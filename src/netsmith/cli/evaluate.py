@@ -103,6 +103,7 @@ def sweep_of(source: str, asked: list[float] | None) -> list[float] | None:
     """
     from netsmith.core.artifact import is_artifact, read_manifest
     from netsmith.core.sources import parse_source
+    from netsmith.morph.results import by_ratio
 
     parsed = parse_source(source)
     # what is no artifact is refused when it is loaded
@@ -111,7 +112,7 @@ def sweep_of(source: str, asked: list[float] | None) -> list[float] | None:
         if asked is not None:
             raise SourceError(f"--ratios are for a morphable artifact without a size, and '{source}' is none.")
         return None
-    known = {float(name.partition("@")[2]) for name in manifest.get("metrics", {}) if "@" in name}
+    known = set(by_ratio(manifest.get("metrics", {})))
     return sorted(asked or known or {1.0}, reverse=True)
 
 

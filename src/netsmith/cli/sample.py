@@ -108,6 +108,8 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
         ["group", ">width", ">of"], [[name, str(width), str(full[name])] for name, width in widths.items()]
     )
     session.console.result(f"{format_count(params)} params, {format_count(macs)} MACs")
+    if not {"size", "widths"} & set(request):
+        _tell_better(model.morphable.space.ratio(widths), folder, session)
     if runnable in ("onnx", "pt2"):
         with session.console.progress() as bars:
             made = export(
@@ -122,6 +124,26 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     save_sampled(folder, network, widths, arguments.out, statistics=statistics, overwrite=arguments.overwrite)
     session.console.result(f"wrote {arguments.out}")
     return 0
+
+
+def _tell_better(ratio: float, folder: Path, session: Session) -> None:
+    """Where a budget was given: say which narrower size was better when the artifact was made, if one was."""
+    from netsmith.core.artifact import read_manifest
+    from netsmith.morph.results import better_narrower, by_ratio
+
+    from .networks import format_metric
+
+    validation = read_manifest(folder).get("validation", {})
+    found = better_narrower(by_ratio(validation), ratio)
+    if found is not None:
+        narrower, value, expected = found
+        metric = str(next(iter(validation))).partition("@")[0][:40]
+        had, here = format_metric(metric, value), format_metric(metric, expected)
+        session.console.note(
+            f"a narrower network of this artifact was better when it was made: {metric} {had} on validation at ratio "
+            f"{narrower:g}, where about {here} is to be expected at this one, {ratio:.3g}. Give --ratio "
+            f"{narrower:g} to have it."
+        )
 
 
 def _described(network: nn.Module, folder: Path) -> Network:

@@ -85,6 +85,7 @@ class ManifestFields(Fields):
     params: Count | None = None
     macs: Count | None = None
     metrics: dict[str, Any] = {}
+    validation: dict[str, Any] = {}
     config: dict[str, Any] = {}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -85,3 +87,40 @@ class Details(_Record):
     machine: dict[str, Any]
     versions: dict[str, str]
     hashes: dict[str, Any] = {}
+
+
+def by_ratio(metrics: Mapping[str, Any]) -> dict[float, float]:
+    """What a manifest says of sizes (``{"accuracy@0.5": 0.88}``), by ratio; what is not of this form is left out."""
+    found: dict[float, float] = {}
+    for name, value in metrics.items():
+        try:
+            ratio = float(name.partition("@")[2])
+        except ValueError:
+            continue
+        if isinstance(value, int | float) and math.isfinite(value) and 0 < ratio < math.inf:
+            found[ratio] = float(value)
+    return found
+
+
+def better_narrower(measured: Mapping[float, float], ratio: float) -> tuple[float, float, float] | None:
+    """The best narrower size that was measured, where it is better than what is to be expected at `ratio`.
+
+    Between keyframes a network may be worse than at the next keyframe below. More is better in every task's metric.
+
+    Args:
+        measured: the metric by ratio.
+        ratio: a size. What is expected there is on the line between the measured sizes around it; at the ends, theirs.
+
+    Returns:
+        The narrower ratio, its metric, and what is expected at `ratio`; None where nothing narrower is better.
+    """
+    ratios = sorted(measured)
+    narrower = [r for r in ratios if r < ratio]
+    if not narrower:
+        return None
+    best = max(narrower, key=lambda r: (measured[r], -r))
+    above = bisect_left(ratios, ratio)
+    low, high = ratios[max(0, above - 1)], ratios[min(above, len(ratios) - 1)]
+    share = (min(ratio, high) - low) / (high - low) if high > low else 0.0
+    expected = measured[low] + share * (measured[high] - measured[low])
+    return (best, measured[best], expected) if measured[best] > expected else None

@@ -100,9 +100,8 @@ def save_morphed(
         "provenance": [asdict(network.provenance)],
         "licence": network.provenance.licence,
         "commercial": network.provenance.commercial,
-        "metrics": {
-            f"{result.task.primary}@{p.ratio:g}": p.metrics["test"][result.task.primary] for p in result.points
-        },
+        "metrics": _by_name(result, "test"),
+        "validation": _by_name(result, "validation"),
         "config": dict(config or {}),
         "hashes": hashes_of(result, config),
     }
@@ -110,6 +109,12 @@ def save_morphed(
     return save_artifact(
         Path(folder), kind=KIND, tensors=files, manifest=manifest, card=_card(result), overwrite=overwrite
     )
+
+
+def _by_name(result: Morphed, part: str) -> dict[str, float]:
+    """The primary metric at every ratio, as the manifest has it: ``{"accuracy@0.5": 0.88}``."""
+    primary = result.task.primary
+    return {f"{primary}@{p.ratio:g}": p.metrics[part][primary] for p in result.points}
 
 
 @loader(KIND)
