@@ -259,6 +259,11 @@ def test_a_narrower_size_is_named_where_it_was_better(ratio, found):
     assert better_narrower(MEASURED, ratio) == (None if found is None else pytest.approx(found))
 
 
+def test_what_is_better_by_no_more_than_noise_is_not_told_from_it():
+    assert better_narrower(MEASURED, 0.375, lambda value: value * 0.05) is None
+    assert better_narrower(MEASURED, 0.375, lambda value: value * 0.04) is not None
+
+
 @given(
     st.dictionaries(st.integers(1, 32).map(lambda k: k / 16), st.floats(-5, 5), max_size=8),
     st.floats(0.01, 2.5, allow_nan=False),
@@ -273,21 +278,22 @@ def test_what_is_named_is_narrower_and_the_best_of_those(measured, ratio):
         assert max(narrower.values()) <= measured[ratio] + 1e-9
 
 
-def test_sample_names_a_narrower_size_that_was_better(result, tmp_path, capsys):
+def test_sample_names_a_narrower_size_that_was_better(result, folder, tmp_path, capsys):
     """A budget alone asks for what fits; a ratio is what was asked for."""
     values = {1.0: 0.9, 0.5: 0.8, 0.125: 0.85}
+    assert read_manifest(folder / "artifact")["validation_images"] == len(result.data.validation)
     points = [
         replace(p, metrics={"validation": {"accuracy": values[p.ratio]}, "test": {"accuracy": 0.5}})
         for p in result.points
     ]
-    folder = save_morphed(replace(result, points=tuple(points)), tmp_path / "artifact")
+    made = save_morphed(replace(result, points=tuple(points)), tmp_path / "artifact")
     params = str(points[1].params)
-    assert main(["sample", str(folder), "--params", params, "--out", str(tmp_path / "half")]) == 0
+    assert main(["sample", str(made), "--params", params, "--out", str(tmp_path / "half")]) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert (
         "accuracy 85.00% on validation at ratio 0.125, where about 80.00% is to be expected at this one, 0.5." in said
     )
     assert "Give --ratio 0.125 to have it." in said
     for words in (["--ratio", "0.5"], ["--params", str(points[0].params)]):
-        assert main(["sample", str(folder), *words, "--out", str(tmp_path / "other"), "--overwrite"]) == 0
+        assert main(["sample", str(made), *words, "--out", str(tmp_path / "other"), "--overwrite"]) == 0
         assert "was better" not in capsys.readouterr().err

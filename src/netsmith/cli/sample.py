@@ -129,15 +129,21 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
 def _tell_better(ratio: float, folder: Path, session: Session) -> None:
     """Where a budget was given: say which narrower size was better when the artifact was made, if one was."""
     from netsmith.core.artifact import read_manifest
+    from netsmith.core.measure import standard_error
     from netsmith.morph.results import better_narrower, by_ratio
 
     from .networks import format_metric
 
-    validation = read_manifest(folder).get("validation", {})
-    found = better_narrower(by_ratio(validation), ratio)
+    manifest = read_manifest(folder)
+    validation, images = manifest.get("validation", {}), manifest.get("validation_images") or 0
+    metric = str(next(iter(validation), "")).partition("@")[0][:40]
+
+    def noise(value: float) -> float:
+        return standard_error(value, images) if metric == "accuracy" else 0.0
+
+    found = better_narrower(by_ratio(validation), ratio, noise)
     if found is not None:
         narrower, value, expected = found
-        metric = str(next(iter(validation))).partition("@")[0][:40]
         had, here = format_metric(metric, value), format_metric(metric, expected)
         session.console.note(
             f"a narrower network of this artifact was better when it was made: {metric} {had} on validation at ratio "

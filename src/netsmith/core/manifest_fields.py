@@ -86,6 +86,7 @@ class ManifestFields(Fields):
     macs: Count | None = None
     metrics: dict[str, Any] = {}
     validation: dict[str, Any] = {}
+    validation_images: Count | None = None
     config: dict[str, Any] = {}
 
 

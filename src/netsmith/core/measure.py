@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -27,6 +28,11 @@ class Progress(Protocol):
     def __call__(self, what: str, done: float, total: float | None, note: str = "") -> None:
         """Take note."""
         ...
+
+
+def standard_error(share: float, images: int) -> float:
+    """Of a share (0..1) of so many images, such as an accuracy."""
+    return math.sqrt(max(0.0, share * (1 - share)) / max(1, images))
 
 
 def prepare(images: Tensor, preprocess: Preprocessing | None, channels_last: bool) -> Tensor:

@@ -18,6 +18,7 @@ from netsmith.core.checkpoint import copied_state
 from netsmith.core.data import Splits
 from netsmith.core.engine import Progress, Step, TrainResult, evaluate, train
 from netsmith.core.launched import world
+from netsmith.core.measure import standard_error
 from netsmith.core.network import Network
 from netsmith.core.settings import TrainSettings
 from netsmith.core.structure import structure
@@ -102,7 +103,7 @@ class Distilling:
         """
         if self.task.primary != "accuracy":
             return 0.0
-        return math.sqrt(max(0.0, metric * (1 - metric)) / max(1, images))
+        return standard_error(metric, images)
 
 
 def finetuned(

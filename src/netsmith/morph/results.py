@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -102,7 +102,9 @@ def by_ratio(metrics: Mapping[str, Any]) -> dict[float, float]:
     return found
 
 
-def better_narrower(measured: Mapping[float, float], ratio: float) -> tuple[float, float, float] | None:
+def better_narrower(
+    measured: Mapping[float, float], ratio: float, noise: Callable[[float], float] = lambda value: 0.0
+) -> tuple[float, float, float] | None:
     """The best narrower size that was measured, where it is better than what is to be expected at `ratio`.
 
     Between keyframes a network may be worse than at the next keyframe below. More is better in every task's metric.
@@ -110,6 +112,7 @@ def better_narrower(measured: Mapping[float, float], ratio: float) -> tuple[floa
     Args:
         measured: the metric by ratio.
         ratio: a size. What is expected there is on the line between the measured sizes around it; at the ends, theirs.
+        noise: of a value of the metric; what is better by no more is not told from it.
 
     Returns:
         The narrower ratio, its metric, and what is expected at `ratio`; None where nothing narrower is better.
@@ -123,4 +126,5 @@ def better_narrower(measured: Mapping[float, float], ratio: float) -> tuple[floa
     low, high = ratios[max(0, above - 1)], ratios[min(above, len(ratios) - 1)]
     share = (min(ratio, high) - low) / (high - low) if high > low else 0.0
     expected = measured[low] + share * (measured[high] - measured[low])
-    return (best, measured[best], expected) if measured[best] > expected else None
+    value = measured[best]
+    return (best, value, expected) if value - expected > noise(value) else None

@@ -102,6 +102,7 @@ def save_morphed(
         "commercial": network.provenance.commercial,
         "metrics": _by_name(result, "test"),
         "validation": _by_name(result, "validation"),
+        "validation_images": len(result.data.validation),
         "config": dict(config or {}),
         "hashes": hashes_of(result, config),
     }

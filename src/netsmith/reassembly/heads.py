@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from netsmith.core.graph import Chain, Layout
+from netsmith.core.measure import standard_error
 from netsmith.errors import RecipeError
 from netsmith.reassembly.adapters import to_map
 from netsmith.reassembly.recipe import HeadMethod, HeadSpec
@@ -230,7 +231,7 @@ def fit_classifier(
     # Probe images are often those the parents were trained on, where refitted classifiers look better than they are:
     # the pretrained one stays unless it is beaten by more than a standard error.
     accuracies = {name: t[0] for name, t in tried.items()}
-    error = math.sqrt(max(accuracies.values()) * (1 - max(accuracies.values())) / int(judge.sum()))
+    error = standard_error(max(accuracies.values()), int(judge.sum()))
     winner = max(accuracies, key=lambda name: accuracies[name] + (error if name == "keep" else 0))
     accuracy, setting, weights = tried[winner]
     return weights, HeadFit(winner, setting, accuracy, accuracies)
