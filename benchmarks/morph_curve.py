@@ -27,9 +27,9 @@ KINDS = {
 }
 RIVALS = {
     ("l1", "total"): ("Torch-Pruning L1, three networks, the same steps", "#3d405b", "x"),
-    ("taylor", "total"): ("Torch-Pruning Taylor, the same", "#e08e45", "+"),
-    ("l1", "curve"): ("Torch-Pruning L1, six networks, the same steps", "#3d405b", "1"),
-    ("taylor", "curve"): ("Torch-Pruning Taylor, the same", "#e08e45", "2"),
+    ("taylor", "total"): ("Torch-Pruning Taylor, three networks, the same steps", "#e08e45", "+"),
+    ("l1", "curve"): ("Torch-Pruning L1, six networks, the same steps", "#3d405b", "D"),
+    ("taylor", "curve"): ("Torch-Pruning Taylor, six networks, the same steps", "#e08e45", "^"),
     ("l1", "each"): ("Torch-Pruning L1, three networks, three times the steps", "#9a9ab0", "*"),
 }
 LOWEST = 0.78
@@ -53,11 +53,14 @@ def means(pieces: Sequence[Mapping[str, Any]]) -> list[tuple[float, float, float
 def draw(axes: Axes, points: Sequence[tuple[float, float, float]], name: str, colour: str, style: str) -> None:
     params, mean, spread = zip(*points, strict=True)
     alone = len(style) == 1
+    size = 4.5 if not alone else 5 if style in "D^" else 9
     if max(mean) < 100 * LOWEST:
-        name = f"{name}: at most {max(mean):.0f}%"
+        axes.text(0.98, 0.03, f"below: {name}, at most {max(mean):.0f}%", ha="right", fontsize=8, color=colour,
+                  transform=axes.transAxes)  # fmt: skip
+        return
     axes.errorbar(
         params, mean, spread, fmt=style, color=colour, label=name,
-        markersize=9 if alone else 4.5, linewidth=1.6, capsize=2, elinewidth=0.9, zorder=3 if alone else 2,
+        markersize=size, linewidth=1.6, capsize=2, elinewidth=0.9, zorder=3 if alone else 2,
     )  # fmt: skip
 
 
@@ -69,7 +72,7 @@ def main() -> None:
     folder = arguments.json.with_suffix("")
     pieces = [json.loads(p.read_text()) for p in sorted(folder.glob("*-*-?.json"))]
     rivals = [json.loads(p.read_text()) for p in sorted(folder.glob("*.rival.json"))]
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(11, 5.3), layout="constrained")
     for axes, (space, title) in zip(panels, SPACES.items(), strict=True):
         here = [p for p in pieces if p["space"] == space]
         base = here[0]["base"]["test"]
@@ -89,7 +92,8 @@ def main() -> None:
         axes.set(title=f"ResNet20, {title}", xlabel="parameters, thousands", ylim=(100 * LOWEST, 89.2))
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=8, frameon=False, loc="lower right")
+    named = {n: h for axes in panels for h, n in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     panels[0].set_ylabel("CIFAR-10 test accuracy, %")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(arguments.out, dpi=110, metadata={"Software": None})
