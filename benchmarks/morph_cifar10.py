@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +153,21 @@ def run(name: str, arguments: argparse.Namespace) -> None:
     print(name, {p["ratio"]: round(100 * p["test"], 2) for p in piece["points"]}, flush=True)
 
 
+def read(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The pieces in a folder: fits, and rivals."""
+    fits, rivals = (sorted(folder.glob(pattern)) for pattern in ("*-*-?.json", "*.rival.json"))
+    return [json.loads(p.read_text()) for p in fits], [json.loads(p.read_text()) for p in rivals]
+
+
+def over_seeds(pieces: Sequence[Mapping[str, Any]], ratio: float) -> tuple[float | None, float | None]:
+    """Mean and deviation of the test accuracy at a ratio; None where there are too few."""
+    tests = [p["test"] for piece in pieces for p in piece["points"] if p["ratio"] == ratio]
+    return statistics.mean(tests) if tests else None, statistics.stdev(tests) if len(tests) > 1 else None
+
+
 def table(arguments: argparse.Namespace) -> None:
     """One row a space and kind: mean and deviation over seeds of test accuracy at each ratio."""
-    found = [json.loads(p.read_text()) for p in sorted(arguments.work.glob("*-*-?.json"))]
+    found, beside = read(arguments.work)
     rows = []
     for space in SPACES:
         for kind in KINDS:
@@ -172,16 +185,13 @@ def table(arguments: argparse.Namespace) -> None:
                 "floor": pieces[0]["floor"]["test"],
             }
             for ratio in RATIOS:
-                values = [p["test"] for piece in pieces for p in piece["points"] if p["ratio"] == ratio]
-                row[f"{ratio:g}"] = statistics.mean(values) if values else None
-                row[f"{ratio:g} spread"] = statistics.stdev(values) if len(values) > 1 else None
+                row[f"{ratio:g}"], row[f"{ratio:g} spread"] = over_seeds(pieces, ratio)
             rows.append(row)
     default = {r["space"]: r for r in rows if r["kind"] == "grid"}
     nested = {r["space"]: r for r in rows if r["kind"] == "nested"}
     both = [s for s in SPACES if s in default and s in nested]
     pairs = [(default[s][f"{r:g}"], nested[s][f"{r:g}"]) for s in both for r in RATIOS]
     ratio = min((a / b for a, b in pairs if a and b), default=None)
-    beside = [json.loads(p.read_text()) for p in sorted(arguments.work.glob("*.rival.json"))]
     result = {"rows": rows, "rivals": beside, "ratio": ratio, "peer": "nested (slimmable), the same loop and steps"}
     write(arguments.json, result | {"machine": found[0]["machine"] if found else describe()})
     text = "\n".join(["# CIFAR-10 at any width", "", ABOUT, "", *lines(rows), "", *rival_lines(beside), ""])
@@ -207,11 +217,7 @@ def rival_lines(rivals: list[dict[str, Any]]) -> list[str]:
     for r in rivals:
         alike.setdefault((r["space"], r["rival"], r["share"]), []).append(r)
     for (space, rival, share), pieces in alike.items():
-        cells = []
-        for ratio in ratios:
-            tests = [p["test"] for piece in pieces for p in piece["points"] if p["ratio"] == ratio]
-            mean = statistics.mean(tests) if tests else None
-            cells.append(shown(mean, statistics.stdev(tests) if len(tests) > 1 else None))
+        cells = [shown(*over_seeds(pieces, ratio)) for ratio in ratios]
         about = [space, f"{names[rival]}, {shares[share]}"]
         out.append("| " + " | ".join([*about, str(len(pieces)), str(pieces[0]["steps"]), *cells]) + " |")
     return out

@@ -6,9 +6,6 @@ python benchmarks/morph_curve.py --json benchmarks/results/morph_cifar10.json --
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from morph_cifar10 import over_seeds, read
 
 SPACES = {"all": "all inner widths", "last_block": "the last block"}
 KINDS = {
@@ -38,16 +36,12 @@ LOWEST = 0.78
 
 def means(pieces: Sequence[Mapping[str, Any]]) -> list[tuple[float, float, float]]:
     """Parameters (in thousands), mean and deviation of the test accuracy (in percent) at each ratio."""
-    found: dict[float, list[Mapping[str, Any]]] = defaultdict(list)
-    for piece in pieces:
-        for point in piece["points"]:
-            found[point["ratio"]].append(point)
-    out = []
-    for ratio in sorted(found):
-        tests = [100 * p["test"] for p in found[ratio]]
-        spread = statistics.stdev(tests) if len(tests) > 1 else 0.0
-        out.append((found[ratio][0]["params"] / 1000, statistics.mean(tests), spread))
-    return out
+    params = {p["ratio"]: p["params"] for piece in pieces for p in piece["points"]}
+    return [
+        (params[ratio] / 1000, 100 * (mean or 0.0), 100 * (spread or 0.0))
+        for ratio in sorted(params)
+        for mean, spread in [over_seeds(pieces, ratio)]
+    ]
 
 
 def draw(axes: Axes, points: Sequence[tuple[float, float, float]], name: str, colour: str, style: str) -> None:
@@ -69,9 +63,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="the table; the pieces lie in the folder of its name")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    folder = arguments.json.with_suffix("")
-    pieces = [json.loads(p.read_text()) for p in sorted(folder.glob("*-*-?.json"))]
-    rivals = [json.loads(p.read_text()) for p in sorted(folder.glob("*.rival.json"))]
+    pieces, rivals = read(arguments.json.with_suffix(""))
     figure, panels = plt.subplots(1, 2, figsize=(11, 5.3), layout="constrained")
     for axes, (space, title) in zip(panels, SPACES.items(), strict=True):
         here = [p for p in pieces if p["space"] == space]

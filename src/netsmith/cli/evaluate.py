@@ -103,7 +103,7 @@ def sweep_of(source: str, asked: list[float] | None) -> list[float] | None:
     """
     from netsmith.core.artifact import is_artifact, read_manifest
     from netsmith.core.sources import parse_source
-    from netsmith.morph.results import by_ratio
+    from netsmith.morph.results import ratio_of
 
     parsed = parse_source(source)
     # what is no artifact is refused when it is loaded
@@ -112,7 +112,7 @@ def sweep_of(source: str, asked: list[float] | None) -> list[float] | None:
         if asked is not None:
             raise SourceError(f"--ratios are for a morphable artifact without a size, and '{source}' is none.")
         return None
-    known = set(by_ratio(manifest.get("metrics", {})))
+    known = {ratio for name in manifest.get("metrics", {}) if (ratio := ratio_of(name)) is not None}
     return sorted(asked or known or {1.0}, reverse=True)
 
 

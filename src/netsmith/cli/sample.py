@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
         ["group", ">width", ">of"], [[name, str(width), str(full[name])] for name, width in widths.items()]
     )
     session.console.result(f"{format_count(params)} params, {format_count(macs)} MACs")
-    if not {"size", "widths"} & set(request):
+    if "size" not in request:
         _tell_better(model.morphable.space.ratio(widths), folder, session)
     if runnable in ("onnx", "pt2"):
         with session.console.progress() as bars:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 SCHEMA = 1
@@ -89,17 +89,23 @@ class Details(_Record):
     hashes: dict[str, Any] = {}
 
 
+def ratio_of(name: str) -> float | None:
+    """The ratio in a metric's name (``accuracy@0.5``); None where there is none."""
+    try:
+        ratio = float(name.partition("@")[2])
+    except ValueError:
+        return None
+    return ratio if 0 < ratio < math.inf else None
+
+
 def by_ratio(metrics: Mapping[str, Any]) -> dict[float, float]:
     """What a manifest says of sizes (``{"accuracy@0.5": 0.88}``), by ratio; what is not of this form is left out."""
-    found: dict[float, float] = {}
-    for name, value in metrics.items():
-        try:
-            ratio = float(name.partition("@")[2])
-        except ValueError:
-            continue
-        if isinstance(value, int | float) and math.isfinite(value) and 0 < ratio < math.inf:
-            found[ratio] = float(value)
-    return found
+    found = {ratio_of(name): value for name, value in metrics.items()}
+    return {
+        ratio: float(value)
+        for ratio, value in found.items()
+        if ratio is not None and isinstance(value, int | float) and math.isfinite(value)
+    }
 
 
 def better_narrower(
@@ -122,9 +128,5 @@ def better_narrower(
     if not narrower:
         return None
     best = max(narrower, key=lambda r: (measured[r], -r))
-    above = bisect_left(ratios, ratio)
-    low, high = ratios[max(0, above - 1)], ratios[min(above, len(ratios) - 1)]
-    share = (min(ratio, high) - low) / (high - low) if high > low else 0.0
-    expected = measured[low] + share * (measured[high] - measured[low])
-    value = measured[best]
+    value, expected = measured[best], float(np.interp(ratio, ratios, [measured[r] for r in ratios]))
     return (best, value, expected) if value - expected > noise(value) else None
