@@ -26,6 +26,8 @@ from netsmith.json_text import parse_json
 IMAGE_ENDINGS = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"])
 """How the names of image files end."""
 
+_SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+
 _STORED = {
     "bytes": ("binary", "large_binary", "binary_view", "null"),
     "path": ("string", "large_string", "string_view", "null"),
@@ -39,8 +41,7 @@ def _open_folder(argument: str, options: DataOptions) -> Parts:
     path = existing_path("folder", argument)
     if not path.is_dir():
         raise DataError(f"'folder:{argument}' is a file; a folder with one folder of images a class was expected")
-    folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    found = {part: f for f in folders if (part := part_of(f.name)) is not None}
+    found = {part: f for f in subfolders(path) if (part := part_of(f.name)) is not None}
     if "train" not in found:
         classes = _class_names(path)
         return Parts(_read_folder(path, classes, options))
@@ -49,8 +50,23 @@ def _open_folder(argument: str, options: DataOptions) -> Parts:
     return Parts(sets["train"], sets.get("validation"), sets.get("test"))
 
 
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted; those of the operating system are passed over."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not _of_the_system(p.name))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images in a folder and below it, sorted; files of the operating system (`._photo.jpg`) are passed over."""
+    files = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
+    return sorted(p for p in files if not any(map(_of_the_system, p.relative_to(folder).parts)))
+
+
+def _of_the_system(name: str) -> bool:
+    return name.startswith(".") or name in _SYSTEM_FOLDERS
+
+
 def _class_names(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    names = tuple(p.name for p in subfolders(folder))
     if not names:
         raise DataError(f"no labels: '{folder}' has no folders; one folder of images a class was expected")
     odd = next((n for n in names if not is_text(n)), None)
@@ -69,7 +85,7 @@ def _read_folder(folder: Path, classes: tuple[str, ...], options: DataOptions) -
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        here = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
+        here = image_files(folder / name)
         files += here
         labels += [label] * len(here)
     if not files:
@@ -94,7 +110,7 @@ def _open_parquet(argument: str, options: DataOptions) -> Parts:
     path = existing_path("parquet", argument)
     if not path.is_dir():
         return Parts(read_table(_read_parquet([path]), str(path), options, base=path.parent, stamp=_stamp([path])))
-    files = sorted(path.glob("*.parquet")) or sorted(path.glob("*/*.parquet"))
+    files = _tables(path) or [file for folder in subfolders(path) for file in _tables(folder)]
     if not files:
         raise DataError(f"'parquet:{argument}': no *.parquet file in '{path}' or in a folder of it")
     found: dict[str, list[Path]] = {}
@@ -309,6 +325,10 @@ def _read_bounded(data: pa.NativeFile, file: Path, size: int) -> pa.Table:
         if pa.total_allocated_bytes() - before > most:
             raise DataError(f"'{file}' ({limits.amount(size)}) grows beyond {limits.amount(most)} when it is read")
     return pa.Table.from_batches(parts, None if parts else opened.schema_arrow)
+
+
+def _tables(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*.parquet") if not _of_the_system(file.name))
 
 
 def _stamp(files: Sequence[Path]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from netsmith import limits
-from netsmith.core.data_files import IMAGE_ENDINGS, stamp_of
+from netsmith.core.data_files import IMAGE_ENDINGS, image_files, stamp_of, subfolders
 from netsmith.core.data_registry import DataOptions, Parts, data_source, existing_path, part_of
 from netsmith.core.decoding import Encoded, check_same_sizes, decode_masks, decode_set, highest_class
 from netsmith.core.masks import MaskedImages
@@ -60,12 +60,13 @@ def _encoded(files: Sequence[Path], what: str) -> Encoded:
 
 def _folders(path: Path) -> dict[str, tuple[Path, Path]]:
     """Folder of images and folder of masks of every part: `train/images` or `images/train`; all is train without."""
-    inside = {part: folder for folder in _subfolders(path) if (part := part_of(folder.name)) is not None}
+    inside = {part: folder for folder in subfolders(path) if (part := part_of(folder.name)) is not None}
     if inside:
         found = {part: (folder / _IMAGES, folder / _MASKS) for part, folder in inside.items()}
     else:
         images = path / _IMAGES
-        below = {part: f.name for f in _subfolders(images) if (part := part_of(f.name)) is not None}
+        inner = subfolders(images) if images.is_dir() else []
+        below = {part: f.name for f in inner if (part := part_of(f.name)) is not None}
         found = {part: (images / name, path / _MASKS / name) for part, name in below.items()}
         found = found or {"train": (images, path / _MASKS)}
     missing = [str(folder) for both in found.values() for folder in both if not folder.is_dir()]
@@ -74,10 +75,6 @@ def _folders(path: Path) -> dict[str, tuple[Path, Path]]:
     if "train" not in found:
         raise DataError(f"'{path}' has {', '.join(sorted(found))} but no train part")
     return found
-
-
-def _subfolders(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
 
 
 def _pairs(images: Path, masks: Path) -> Pairs:
@@ -102,7 +99,7 @@ def _pairs(images: Path, masks: Path) -> Pairs:
 
 def _by_name(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for file in sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS):
+    for file in image_files(folder):
         name = file.relative_to(folder).with_suffix("").as_posix()
         if name in found:
             raise DataError(f"'{found[name]}' and '{file}' differ in their endings only: take one of them out")

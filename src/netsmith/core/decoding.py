@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from netsmith import limits
@@ -28,8 +28,21 @@ _LOOKED_AT = 64  # images whose headers are read before a set too large for memo
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "PPM", "TIFF")
 """What is decoded. Of all that Pillow opens, some run other programs (EPS) and many are hardly tested."""
 
-_GREY = ("1", "L", "I;16")
-_ONE_NUMBER = ("1", "L", "P", "I;16", "I")
+_DEEP = ("I;16", "I;16B", "I;16L", "I;16N")
+_GREY = ("1", "L", "LA", "I", *_DEEP)
+_ONE_NUMBER = ("1", "L", "P", "I", *_DEEP)
+_SIXTEEN_BITS = ("PNG", "PPM")  # formats whose mode I, of 32 bits, holds numbers of 16
+_BITS_PER_SAMPLE = 258  # a tag of TIFF
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings a picture upright, by its EXIF orientation."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +137,8 @@ def check_same_sizes(images: Encoded, masks: Encoded) -> None:
         (_, image), (_, mask) = _header(images, i), _header(masks, i)
         if image != mask:
             raise DataError(
-                f"{masks.where(i)} has {mask[0]}x{mask[1]} pixels, its image {image[0]}x{image[1]}: "
-                f"a mask must have the size of its image"
+                f"{masks.where(i)} has {mask[0]}x{mask[1]} pixels, its image {image[0]}x{image[1]} once both are "
+                f"upright (EXIF): a mask must have the size of its image"
             )
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -212,47 +225,84 @@ _room = _Room(limits.PIXELS_AT_ONCE)
 
 
 def _header(encoded: Encoded, i: int) -> tuple[str, tuple[int, int]]:
-    """Mode, and width and height, of image `i`."""
+    """Mode, and width and height once it is upright, of image `i`."""
     with _open(encoded, i) as image:
-        return image.mode, image.size
+        width, height = image.size
+        # the size of a TIFF is that of the upright picture already
+        turned = image.format != "TIFF" and _orientation(image) >= 5
+        return image.mode, (height, width) if turned else (width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where the file has none, or has damaged EXIF. Decodes nothing."""
+    with contextlib.suppress(Exception):  # viewers show pictures with damaged EXIF as they are stored
+        return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))  # that of PNG decodes
+    return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture as it is to be seen: turned and mirrored as its EXIF says."""
+    image.load()  # PNG may have EXIF behind its pixels, and TIFF turns them itself
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def read_picture(image: Image.Image, where: str) -> Image.Image:
+    """An opened picture, decoded and upright, as mode L if it is grey and RGB otherwise; opacity is dropped.
+
+    Of several frames it is the first.
+
+    Raises:
+        DataError: it is damaged, or of a mode in which no number is defined to be white.
+    """
+    if image.mode == "F" or (image.mode == "I" and image.format not in _SIXTEEN_BITS):
+        kind = "fractions" if image.mode == "F" else "whole numbers of 32 bits"
+        raise DataError(
+            f"{where} is of mode {image.mode} ({kind}), which defines neither black nor white. Scale it to 8 or 16 "
+            "bits a channel and save it again"
+        )
+    try:
+        deep = image.mode == "I" or image.mode in _DEEP
+        bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0] if deep else 8
+        image = _upright(image)
+        if deep:  # PIL's own conversion clips instead of scaling
+            image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
+        if image.mode in _GREY:
+            return image.convert("L")
+        # PIL warns of palettes with transparency that become RGB at once
+        return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
+    except Exception as error:  # as in `open_image`
+        raise _unreadable(where, error) from error
 
 
 def _decode(encoded: Encoded, i: int, shape: tuple[int, int, int], size: int | None) -> np.ndarray:
     """Image `i` as uint8 `(C, H, W)`."""
-    with _open(encoded, i) as image, _room.of(image):
+    with _open(encoded, i) as opened, _room.of(opened):
+        image = read_picture(opened, encoded.where(i))
         _check_size(image.size, i, encoded, shape, size)
-        try:
-            if image.mode == "I;16":  # 16 bits a pixel: PIL's own conversion clips instead of scaling
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            grey = image.mode in _GREY
-            if shape[0] == 1 and not grey:
-                raise DataError(
-                    f"{encoded.where(i)} is in colour, others of the set are grey: convert all of them to one kind"
-                )
-            image = image.convert("L" if shape[0] == 1 else "RGB")
-        except DataError:
-            raise
-        except Exception as error:  # as in `open_image`
-            raise _unreadable(encoded.where(i), error) from error
-        if size is not None:
-            image = _resize(image, size)
-        pixels = np.asarray(image)
+        if shape[0] == 1 and image.mode != "L":
+            raise DataError(
+                f"{encoded.where(i)} is in colour, others of the set are grey: convert all of them to one kind"
+            )
+        image = image.convert("L" if shape[0] == 1 else "RGB")
+        pixels = np.asarray(image if size is None else _resize(image, size))
     return pixels[None] if shape[0] == 1 else pixels.transpose(2, 0, 1)
 
 
 def _read_mask(encoded: Encoded, i: int, shape: tuple[int, int, int], size: int | None) -> np.ndarray:
     """Mask `i` as uint8 `(1, H, W)`; `size` 0 takes it as it is."""
     with _open(encoded, i) as image, _room.of(image):
-        _check_size(image.size, i, encoded, shape, size)
         if image.mode not in _ONE_NUMBER:
+            kind = "holds fractions" if image.mode == "F" else "is in colour"
             raise DataError(
-                f"{encoded.where(i)} is in colour (mode {image.mode}); a mask has the number of a class in every "
+                f"{encoded.where(i)} {kind} (mode {image.mode}); a mask has the number of a class in every "
                 f"pixel: save it as a grey or palette PNG"
             )
         try:
-            values = np.asarray(image)  # of a palette image, the indices
+            values = np.asarray(_upright(image))  # of a palette image, the indices
         except Exception as error:  # as in `open_image`
             raise _unreadable(encoded.where(i), error) from error
+    _check_size((values.shape[1], values.shape[0]), i, encoded, shape, size)
     if values.min() < 0 or values.max() > IGNORED:
         raise DataError(f"{encoded.where(i)} holds {values.max()}; a mask holds numbers from 0 to {IGNORED}")
     mask = Image.fromarray(values.astype(np.uint8))

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ImageOps
 from torch import Tensor
 
 from netsmith.core.artifact import read_manifest
-from netsmith.core.decoding import open_image
+from netsmith.core.decoding import open_image, read_picture
 from netsmith.core.network import Preprocess
 from netsmith.errors import DataError, MorphError
 from netsmith.morph.saving import KIND, load_morphed
@@ -46,15 +45,10 @@ class Answer:
 def uploaded(file: Path) -> np.ndarray:
     """The pixels `(h, w)` or `(h, w, channels)`, uint8, of an image file that somebody sent, upright.
 
-    Raises DataError for what is no image, or one of too many pixels: before it is decoded.
+    Raises DataError for what is no image, one whose numbers have no defined range, or one of too many pixels.
     """
     with open_image(file, "what was uploaded") as image:
-        try:
-            upright = ImageOps.exif_transpose(image)
-            grey = upright.mode in ("1", "L", "LA", "I;16", "I", "F")
-            return np.asarray(upright.convert("L" if grey else "RGB"))
-        except Exception as error:  # a damaged file makes each decoder raise errors of its own
-            raise DataError(f"what was uploaded is no readable image: {str(error)[:200]}") from error
+        return np.asarray(read_picture(image, "what was uploaded"))
 
 
 class Explorer:
