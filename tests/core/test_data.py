@@ -288,7 +288,7 @@ def test_parquet_images_may_be_kept_beside_it(tmp_path):
     ("damage", "message"),
     [
         (lambda p: p.write_bytes(b"PAR1 no more"), "is no readable parquet file"),
-        (lambda p: write_parquet(p, [1, 2], [0, 1], contents=[png(1), b"junk"]), r"row 1 of .* is no readable image"),
+        (lambda p: write_parquet(p, [1, 2], [0, 0], contents=[png(1), b"junk"]), r"row 1 of .* is no readable image"),
         (lambda p: write_parquet(p, [1, 2], [0, None]), "no labels: 1 rows of"),
         (lambda p: write_parquet(p, range(4), [0, 0, -1, 1]), r"has label -1; labels go from 0 to 1"),
         (lambda p: pq.write_table(pa.table({"label": [1]}), p), "has no image column .* its columns are label: int64"),

@@ -139,6 +139,16 @@ def test_twelve_bits_are_scaled_by_their_own_range(tmp_path):
     assert np.array_equal(uploaded(tmp_path / "a.tif"), SEEN)
 
 
+def test_grey_negatives_are_developed(tmp_path):
+    """A TIFF may say that 0 is white (photometric interpretation, tag 262)."""
+    for image in (sixteen(), Image.fromarray(SEEN)):
+        image.save(tmp_path / "a.tif")
+        data = bytearray((tmp_path / "a.tif").read_bytes())
+        data[data.index((262).to_bytes(2, "little") + (3).to_bytes(2, "little")) + 8] = 0
+        (tmp_path / "a.tif").write_bytes(data)
+        assert np.array_equal(uploaded(tmp_path / "a.tif"), 255 - SEEN)
+
+
 @pytest.mark.parametrize(
     ("name", "pixels", "message"),
     [

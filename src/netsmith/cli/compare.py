@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         default="digits",
         metavar="DATA",
-        help="digits, torchvision:NAME, folder:PATH, parquet:PATH (default: digits)",
+        help="digits, torchvision:NAME, folder:PATH, images:PATH, parquet:PATH (default: digits)",
     )
     parser.add_argument(
         "--images", type=positive, default=512, metavar="N", help="probe images, of the training split (default: 512)"

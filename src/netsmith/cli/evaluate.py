@@ -182,12 +182,15 @@ def measure(
     step: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Metrics on `images` and the cost of the whole network; latency in ms for one batch of `batch` on `device`."""
+    from netsmith.core.data import check_labelled
     from netsmith.core.engine import evaluate
     from netsmith.core.profile import count_macs, count_params, measure_latency
     from netsmith.core.tasks import make_task
 
     from .networks import example_input
 
+    if network.task != "generation":
+        check_labelled(images, "evaluation")
     if network.task != "generation" and network.num_classes != len(images.classes):
         raise DataError(
             f"'{network.name}' tells {network.num_classes} classes apart, and the data has {len(images.classes)}: "

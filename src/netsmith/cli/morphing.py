@@ -11,7 +11,7 @@ from typing import Any
 from netsmith.config import MorphConfig
 from netsmith.core import processes
 from netsmith.core.cache import digest
-from netsmith.core.data import Splits, open_data
+from netsmith.core.data import Splits, check_labelled, open_data
 from netsmith.core.engine import Progress, TrainSettings
 from netsmith.core.network import Network
 from netsmith.core.profile import format_count
@@ -151,6 +151,8 @@ def base_network(config: MorphConfig, splits: Splits) -> Network:
     network = load_zoo((entry,), pretrained=config.pretrained, seed=config.seed)[0]
     if config.task is not None:
         network.task = config.task
+    if network.task != "generation":
+        check_labelled(splits, "morphing")
     if network.task != "generation" and network.num_classes != len(splits.classes):
         raise DataError(
             f"'{network.name}' tells {network.num_classes} classes apart and the data ({splits.name}) has "

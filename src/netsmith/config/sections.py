@@ -15,7 +15,7 @@ from netsmith.core.paths import as_path
 from netsmith.errors import DataError, did_you_mean
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-FILE_SOURCES = ("folder", "masks", "parquet")
+FILE_SOURCES = ("folder", "images", "masks", "parquet")
 
 
 class Section(BaseModel):
@@ -32,7 +32,9 @@ def bare_source(value: Any) -> Any:
 class DataSection(Section):
     """The images; a bare text is the source."""
 
-    source: str = Field(description="digits, torchvision:NAME, folder:PATH, masks:PATH, parquet:PATH or hf:NAME")
+    source: str = Field(
+        description="digits, torchvision:NAME, folder:PATH, images:PATH, masks:PATH, parquet:PATH or hf:NAME"
+    )
     size: int | None = Field(
         default=None, ge=4, le=limits.SIDE, description="side in pixels that images are resized to"
     )

@@ -1,6 +1,7 @@
 """Data sources: one string to train, validation and test images.
 
-`digits` (scikit-learn's, offline), `torchvision:NAME`, `folder:PATH`, `masks:PATH`, `parquet:PATH`, `hf:NAME`; more by
+`digits` (scikit-learn's, offline), `torchvision:NAME`, `folder:PATH`, `images:PATH`, `masks:PATH`, `parquet:PATH`,
+`hf:NAME`; more by
 `data_source`.
 """
 
@@ -22,6 +23,7 @@ from netsmith.core.images import (
     augmented_pair,
     balanced_indices,
     batches,
+    check_labelled,
     probe_set,
     stratified_split,
 )
@@ -42,6 +44,7 @@ __all__ = [
     "augmented_pair",
     "balanced_indices",
     "batches",
+    "check_labelled",
     "data_root",
     "data_source",
     "describe_data",
@@ -76,7 +79,7 @@ def open_data(
 
     Args:
         source: `digits`, `torchvision:NAME`, `folder:PATH`, `masks:PATH`, `parquet:PATH`, `hf:NAME` or
-            `hf:NAME:CONFIG`.
+            `hf:NAME:CONFIG`; `images:PATH` where no labels are needed: its sets have no classes.
         seed: of the split.
         validation_fraction: of the training part, between 0 and 1, where the source has no validation part.
         size: side in pixels to which images are resized (shorter side, then the middle square).
@@ -97,7 +100,7 @@ def open_data(
     if kind not in DATA_SOURCES:
         raise DataError(
             f"unknown data source '{source}'. {did_you_mean(kind, DATA_SOURCES)} "
-            f"A source is digits, torchvision:NAME, folder:PATH, masks:PATH, parquet:PATH or hf:NAME"
+            f"A source is digits, torchvision:NAME, folder:PATH, images:PATH, masks:PATH, parquet:PATH or hf:NAME"
         )
     parts = DATA_SOURCES[kind](argument, DataOptions(size, root or data_root(), download))
     train, validation, test = parts.train, parts.validation, parts.test
@@ -135,7 +138,7 @@ def _check_parts(source: str, parts: dict[str, ImageSet]) -> None:
                 f"give a size to which all are resized"
             )
         low, high = int(part.labels.min()), int(part.labels.max())
-        if low < 0 or high >= len(part.classes):
+        if part.classes and (low < 0 or high >= len(part.classes)):
             wrong = low if low < 0 else high
             raise DataError(
                 f"the {name} part of '{source}' has label {wrong}; labels go from 0 to {len(part.classes) - 1} "

@@ -1,4 +1,4 @@
-"""Data sources on disk: `folder:PATH` (one folder a class) and `parquet:PATH` (Hugging Face image parquet)."""
+"""Data sources on disk: `folder:PATH` (one folder a class), `images:PATH` (no labels), `parquet:PATH` (of images)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,17 @@ from torch import Tensor
 
 from netsmith import limits
 from netsmith.core.cache import digest
-from netsmith.core.data_registry import DataOptions, Parts, data_source, existing_path, labelled, part_of
+from netsmith.core.data_registry import (
+    DataOptions,
+    Parts,
+    check_splittable,
+    data_source,
+    existing_path,
+    labelled,
+    part_of,
+)
 from netsmith.core.decoding import Encoded, decode_set
-from netsmith.core.images import ImageSet
+from netsmith.core.images import UNLABELLED, ImageSet
 from netsmith.core.paths import as_path, is_text
 from netsmith.errors import DataError
 from netsmith.json_text import parse_json
@@ -26,6 +34,7 @@ from netsmith.json_text import parse_json
 IMAGE_ENDINGS = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"])
 """How the names of image files end."""
 
+_TABLES = "Give the parts as tables of their own: train.parquet, validation.parquet and test.parquet in one folder"
 _SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 
 _STORED = {
@@ -41,13 +50,44 @@ def _open_folder(argument: str, options: DataOptions) -> Parts:
     path = existing_path("folder", argument)
     if not path.is_dir():
         raise DataError(f"'folder:{argument}' is a file; a folder with one folder of images a class was expected")
-    found = {part: f for f in subfolders(path) if (part := part_of(f.name)) is not None}
+    found = _part_folders(path)
+    if found and "train" not in found and all(part_of(f.name) for f in subfolders(path)):
+        raise DataError(f"'{path}' has {', '.join(sorted(found))} but no train part: its classes are read from there")
     if "train" not in found:
-        classes = _class_names(path)
-        return Parts(_read_folder(path, classes, options))
+        found = {"train": path}
     classes = _class_names(found["train"])
-    sets = {part: _read_folder(folder, classes, options) for part, folder in found.items()}
+    listed = {part: _listed(folder, classes) for part, folder in found.items()}
+    check_splittable(
+        torch.tensor(listed["train"][1]),
+        listed,
+        str(found["train"]),
+        f"Put images into '{path}/train/CLASS', '{path}/val/CLASS' and '{path}/test/CLASS' (a class without an image "
+        f"has an empty folder below train), or give images:{argument} where no labels are needed",
+    )
+    sets = {part: _read_folder(found[part], *of_part, classes, options) for part, of_part in listed.items()}
     return Parts(sets["train"], sets.get("validation"), sets.get("test"))
+
+
+@data_source("images")
+def _open_images(argument: str, options: DataOptions) -> Parts:
+    """Images without labels in a folder and below it; in parts where one of its folders is called `train`."""
+    path = existing_path("images", argument)
+    if not path.is_dir():
+        raise DataError(f"'images:{argument}' is a file; a folder of images was expected")
+    found = _part_folders(path)
+    files = {part: image_files(folder) for part, folder in (found if "train" in found else {"train": path}).items()}
+    empty = next((part for part, of_part in files.items() if not of_part), None)
+    if empty is not None:
+        raise DataError(f"'{found.get(empty, path)}' holds no image ({', '.join(sorted(IMAGE_ENDINGS))})")
+    labels = {part: [UNLABELLED] * len(of_part) for part, of_part in files.items()}
+    check_splittable(torch.tensor(labels["train"]), files, str(path), "Add images")
+    sets = {part: _read_folder(found.get(part, path), files[part], labels[part], (), options) for part in files}
+    return Parts(sets["train"], sets.get("validation"), sets.get("test"))
+
+
+def _part_folders(path: Path) -> dict[str, Path]:
+    """The folders in a folder that are called by the name of a part."""
+    return {part: f for f in subfolders(path) if (part := part_of(f.name)) is not None}
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -68,7 +108,10 @@ def _of_the_system(name: str) -> bool:
 def _class_names(folder: Path) -> tuple[str, ...]:
     names = tuple(p.name for p in subfolders(folder))
     if not names:
-        raise DataError(f"no labels: '{folder}' has no folders; one folder of images a class was expected")
+        raise DataError(
+            f"no labels: '{folder}' has no folders; one folder of images a class was expected. Where no labels are "
+            f"needed give images:{folder}"
+        )
     odd = next((n for n in names if not is_text(n)), None)
     if odd is not None:
         raise DataError(
@@ -78,7 +121,8 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     return names
 
 
-def _read_folder(folder: Path, classes: tuple[str, ...], options: DataOptions) -> ImageSet:
+def _listed(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], list[int]]:
+    """The images of a part and their labels."""
     extra = sorted(set(_class_names(folder)) - set(classes))
     if extra:
         raise DataError(f"'{folder}' has classes that the train folder lacks: {', '.join(extra[:6])}")
@@ -90,6 +134,12 @@ def _read_folder(folder: Path, classes: tuple[str, ...], options: DataOptions) -
         labels += [label] * len(here)
     if not files:
         raise DataError(f"'{folder}' holds no image ({', '.join(sorted(IMAGE_ENDINGS))})")
+    return files, labels
+
+
+def _read_folder(
+    folder: Path, files: list[Path], labels: list[int], classes: tuple[str, ...], options: DataOptions
+) -> ImageSet:
     ids = [f"{f.relative_to(folder).as_posix()}:{stamp_of(f)}" for f in files]
     encoded = Encoded(lambda i: files[i], lambda i: f"'{files[i]}'", torch.tensor(labels), ids)
     return decode_set(encoded, classes, size=options.size)
@@ -140,6 +190,12 @@ def read_parts(
         for part, table in tables.items()
         if part == "train" or labelled(_labels(table, columns[part], where))
     }
+    check_splittable(
+        _labels(usable["train"], columns["train"], where),
+        usable,
+        where,
+        _TABLES,
+    )
     classes = columns["train"].classes
     if classes is None:
         highest = max(int(_labels(t, columns[p], where).max()) for p, t in usable.items() if len(t))
@@ -213,10 +269,13 @@ def read_table(
 ) -> ImageSet:
     """The images and labels of one table.
 
-    `base` is where paths of images kept outside of it start; `stamp` changes when its content does.
+    Without `classes` it is a set in one piece. `base` is where paths of images kept outside of it start; `stamp`
+    changes when its content does.
     """
     columns = find_columns(table, where)
     labels = _labels(table, columns, where)
+    if classes is None:  # the table is the whole set
+        check_splittable(labels, (), where, _TABLES)
     names = tuple(classes or columns.classes or _numbered(int(labels.max()) if len(labels) else -1, where))
     images = table.column(columns.image)
     parts = _fields(images) if pa.types.is_struct(images.type) else {"bytes": images}

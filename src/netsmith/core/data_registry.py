@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -87,6 +87,19 @@ def existing_path(kind: str, argument: str) -> Path:
         hint = did_you_mean(path.name, siblings) if siblings else f"There is no '{path.parent}' either."
         raise DataError(f"'{kind}:{argument}': there is no '{path}'. {hint}")
     return path
+
+
+def check_splittable(labels: Int[Tensor, " n"], parts: Container[str], where: str, ways_out: str) -> None:
+    """Raises DataError where a part that `open_data` splits off would hold no image; asks before any is decoded."""
+    missing = [part for part in ("validation", "test") if part not in parts]
+    most = int(labels.unique(return_counts=True)[1].max()) if len(labels) else 0
+    if most <= len(missing):
+        unlabelled = most > 0 and int(labels.max()) < 0
+        held = f"'{where}' has {most} image" if unlabelled else f"no class of '{where}' has more than {most} image"
+        raise DataError(
+            f"{held}{'' if most == 1 else 's'}, too few to split off {' and '.join(missing)}: "
+            f"{len(missing) + 1} {'are' if unlabelled else 'of one class are'} needed. {ways_out}"
+        )
 
 
 def labelled(labels: Int[Tensor, " n"]) -> bool:

@@ -32,7 +32,7 @@ _DEEP = ("I;16", "I;16B", "I;16L", "I;16N")
 _GREY = ("1", "L", "LA", "I", *_DEEP)
 _ONE_NUMBER = ("1", "L", "P", "I", *_DEEP)
 _SIXTEEN_BITS = ("PNG", "PPM")  # formats whose mode I, of 32 bits, holds numbers of 16
-_BITS_PER_SAMPLE = 258  # a tag of TIFF
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -263,10 +263,12 @@ def read_picture(image: Image.Image, where: str) -> Image.Image:
         )
     try:
         deep = image.mode == "I" or image.mode in _DEEP
-        bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0] if deep else 8
+        tags = getattr(image, "tag_v2", {})
+        bits, negative = tags.get(_BITS_PER_SAMPLE, (16,))[0], tags.get(_PHOTOMETRIC, 1) == 0
         image = _upright(image)
-        if deep:  # PIL's own conversion clips instead of scaling
-            image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
+        if deep:  # PIL's own conversion clips instead of scaling, and takes no notice of negatives
+            values = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+            image = Image.fromarray(~values if negative else values)
         if image.mode in _GREY:
             return image.convert("L")
         # PIL warns of palettes with transparency that become RGB at once

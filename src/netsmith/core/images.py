@@ -18,12 +18,15 @@ from netsmith.errors import DataError
 IGNORED = 255
 """What masks hold where nothing is known of a pixel."""
 
+UNLABELLED = -1
+"""The label of images that have none; their set has no classes either."""
+
 
 class ImageSet(ABC):
     """Images of one size with one label each; those for segmentation have a mask each as well (`core.masks`).
 
     Attributes:
-        classes: name of each class; labels index it.
+        classes: name of each class; labels index it. None where images have no labels.
         shape: `(C, H, W)` of every image.
         labels: `(n,)`, int64.
         mirror: whether an image flipped left to right still shows its class (digits do not).
@@ -164,6 +167,20 @@ class Splits:
     def shape(self) -> tuple[int, int, int]:
         """`(C, H, W)` of every image."""
         return self.train.shape
+
+
+def check_labelled(data: ImageSet | Splits, purpose: str) -> None:
+    """Raises DataError, naming what labels are needed for, where images have none."""
+    if not data.classes:
+        raise DataError(no_labels(purpose))
+
+
+def no_labels(purpose: str) -> str:
+    """What is said where `purpose` needs labels and there are none."""
+    return (
+        f"the images have no labels, and {purpose} needs them: give folder:PATH with one folder of images a class, "
+        "masks:PATH, parquet:PATH, hf:NAME or torchvision:NAME"
+    )
 
 
 def stratified_split(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from netsmith.core.images import no_labels
 from netsmith.errors import TrainingError
 
 
@@ -87,5 +88,7 @@ def check_temperature(temperature: float) -> None:
 
 def check_classes(classes: tuple[str, ...], expected: int) -> None:
     """Raises TrainingError unless the data set has as many classes as the task."""
+    if not classes:
+        raise TrainingError(no_labels("measuring or training this network"))
     if len(classes) != expected:
         raise TrainingError(f"the data set has {len(classes)} classes, the task has {expected}: they must be the same")

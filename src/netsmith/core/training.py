@@ -15,7 +15,7 @@ from torch import Tensor
 from netsmith.core import processes
 from netsmith.core.artifact import library_versions, write_json
 from netsmith.core.cache import digest
-from netsmith.core.data import ImageSet, Splits
+from netsmith.core.data import ImageSet, Splits, check_labelled
 from netsmith.core.engine import Progress, TrainSettings, evaluate, train
 from netsmith.core.network import Network, load_source
 from netsmith.core.profile import count_macs, count_params
@@ -67,6 +67,8 @@ def train_entry(
         SourceError, WeightsError, DataError, TrainingError, OutputError: see the functions used.
     """
     check_trainable(entry.source)
+    if task != "generation":
+        check_labelled(splits, f"training for {task}")
     network = _start(entry, splits, task, pretrained=pretrained, seed=seed)
     _check_fits(network, splits, task)
     network.task = task

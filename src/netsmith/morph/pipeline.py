@@ -18,7 +18,7 @@ from netsmith.core.channels import Axis
 from netsmith.core.data import Splits
 from netsmith.core.engine import Entry, Progress, TrainResult, TrainSettings, evaluate
 from netsmith.core.graph import Chain, dissect
-from netsmith.core.images import ImageSet
+from netsmith.core.images import ImageSet, check_labelled
 from netsmith.core.network import Network
 from netsmith.core.profile import measure_latency
 from netsmith.core.stopwatch import Stopwatch
@@ -182,6 +182,8 @@ def make_morphable(
         MorphError: what is asked of space, generator or ratios is impossible.
         TrainingError: data, task and network do not fit, or the loss is not finite.
     """
+    if network.task != "generation":
+        check_labelled(data, "morphing")
     watch = Stopwatch()
     task = make_task(network.task, network.num_classes, shape=network.preprocess.input_size)
     with watch.step("groups"):

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from netsmith.core.graph import Chain, Layout
+from netsmith.core.images import no_labels
 from netsmith.core.measure import standard_error
 from netsmith.errors import RecipeError
 from netsmith.reassembly.adapters import to_map
@@ -207,6 +208,8 @@ def fit_classifier(
         raise RecipeError(
             "features that reach the head hold NaN or infinity: check weights and preprocessing of the recipe"
         )
+    if int(labels.max()) < 0:
+        raise RecipeError(no_labels("the fit of a head"))
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise RecipeError(f"labels must lie in 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}")
     if method == "keep" and keep is None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from netsmith.core.images import no_labels
 from netsmith.errors import ConfigError, RecipeError, did_you_mean
 from netsmith.reassembly.intercept import Outputs, PenultimateFeatures, SignCodes, WithoutNorms
 
@@ -47,6 +48,7 @@ class ScoreContext:
 
 Score = Callable[[ScoreContext], float]
 _SCORES: dict[str, Score] = {}
+_OF_LABELS = ("stitch", "knn", "logme", "snip", "grad_norm", "fisher")
 
 
 def score(name: str) -> Callable[[Score], Score]:
@@ -64,6 +66,8 @@ def score(name: str) -> Callable[[Score], Score]:
 
         @wraps(function)
         def guarded(ctx: ScoreContext) -> float:
+            if name in _OF_LABELS and int(ctx.labels.max()) < 0:
+                raise RecipeError(no_labels(f"score '{name}'"))
             with _as_found(ctx.model):
                 return float(function(ctx))
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from netsmith.core.cache import Cache, CacheEntry, digest
 from netsmith.core.checkpoint import copied_state
-from netsmith.core.data import Splits, balanced_indices, probe_set
+from netsmith.core.data import Splits, balanced_indices, check_labelled, probe_set
 from netsmith.core.engine import Progress, TrainResult, TrainSettings, evaluate
 from netsmith.core.graph import Chain, Unit
 from netsmith.core.images import check_enough
@@ -91,6 +91,7 @@ class Run:
     ) -> None:
         self.networks, self.data, self.budget, self.seed, self.device = networks, data, budget, seed, device
         self.steps = steps
+        check_labelled(data, "reassembly")
         self.task = Classification(len(data.classes))
         self.parents: tuple[Parent, ...] = ()
         self._identity = {n.name: n.identity() for n in networks}
