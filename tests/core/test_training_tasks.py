@@ -61,7 +61,7 @@ def test_segmentation_from_data_to_artifact(dense, shapes, tmp_path):
     assert best["epoch"] == summary["best_epoch"]
     found = load_source(str(tmp_path / "artifact"))
     assert (found.task, found.num_classes) == ("segmentation", 3)
-    again = evaluate(found.model, shapes.test, Segmentation(3), preprocess=found.preprocess)
+    again = evaluate(found.model, shapes.test, Segmentation(3, classes=shapes.classes), preprocess=found.preprocess)
     assert again == pytest.approx(summary["metrics"]["test"], rel=1e-6)
     assert again["miou"] < again["f1"] < 1
     manifest = read_manifest(tmp_path / "artifact")
@@ -153,5 +153,5 @@ def test_a_unet_from_data_to_artifact(shapes, tmp_path):
     summary = train_entry(entry, shapes, chosen, tmp_path, task="segmentation")
     assert summary["metrics"]["test"]["miou"] > 0.6
     found = load_source(str(tmp_path / "artifact"))
-    again = evaluate(found.model, shapes.test, Segmentation(3), preprocess=found.preprocess)
+    again = evaluate(found.model, shapes.test, Segmentation(3, classes=shapes.classes), preprocess=found.preprocess)
     assert again == pytest.approx(summary["metrics"]["test"], rel=1e-6)

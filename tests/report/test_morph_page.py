@@ -220,6 +220,19 @@ def test_mean_iou_is_a_percentage_under_its_own_name(tmp_path, morphed):
     page = page_of(tmp_path, (summary, details))
     assert "resnet20: mean IoU 88.1% at full width" in page.text
     assert "Mean IoU against size" in page.text
+    assert "IoU of each class" not in page.text
+
+
+def test_the_iou_of_each_class_stands_beside_the_widths(tmp_path, morphed):
+    summary, details = morphed
+    details["task"] = {"name": "segmentation", "primary": "miou", "higher_is_better": True}
+    details["base"]["metrics"] = {"test": {"miou": 0.7, "iou/road": 0.81, "iou/a/b <i>": 0.59}}
+    for width in details["widths"]:
+        width["metrics"] = {"test": {"miou": 0.6, "iou/road": 0.713}}
+    page = page_of(tmp_path, (summary, details))
+    assert "IoU of each class, test" in page.text
+    assert "road 81.0% 71.3%" in page.text
+    assert "a/b <i> 59.0% – –" in page.text
 
 
 def test_lower_may_be_better(tmp_path, morphed):
@@ -341,10 +354,10 @@ def test_numbers_that_are_not_finite_are_dashes(tmp_path, morphed):
 
 def test_the_files_are_read_leniently_about_more_fields(tmp_path, morphed):
     details = morphed[1]
-    details["widths"][0]["metrics"] = {"test": {"loss": 0.3}}
+    details["widths"][0]["more"] = {"test": {"loss": 0.3}}
     details["news"] = 1
     results = read_morph(write_morph(tmp_path, *morphed))
-    assert results.widths[0].extra == {"metrics": {"test": {"loss": 0.3}}}
+    assert results.widths[0].extra == {"more": {"test": {"loss": 0.3}}}
     assert [w.ratio for w in results.widths] == sorted(WIDTHS, reverse=True)
 
 

@@ -46,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", required=True, metavar="DATA", help="digits, torchvision:NAME, folder:PATH, masks:PATH, parquet:PATH"
     )
     parser.add_argument("--size", type=positive, metavar="N", help="side in pixels to which images are resized")
+    parser.add_argument(
+        "--ignore",
+        type=int,
+        metavar="N",
+        help="class of masks that counts nowhere (default: as its artifact was trained)",
+    )
     parser.add_argument("--task", choices=TASKS, help="what it is for (default: what it says of itself)")
     parser.add_argument(
         "--split", choices=("test", "validation"), default="test", help="images to measure on (default: test)"
@@ -67,7 +73,9 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     from .networks import open_for
 
     ratios = sweep_of(arguments.source, arguments.ratios)
-    data = open_for([arguments.source], arguments.data, session, seed=arguments.seed, size=arguments.size)
+    data = open_for(
+        [arguments.source], arguments.data, session, seed=arguments.seed, size=arguments.size, ignore=arguments.ignore
+    )
     sources = [arguments.source] if ratios is None else [f"{arguments.source}@{ratio:g}" for ratio in ratios]
     measured = [_measured(source, data, arguments, session) for source in sources]
     (name, facts), of_sizes = measured[0], [found for _, found in measured]
@@ -135,12 +143,16 @@ def show(name: str, facts: dict[str, Any], session: Session) -> None:
     """One network as a table."""
     from netsmith.core.profile import format_count
 
-    from .networks import format_metric
+    from .networks import format_metric, show_classes
 
     session.console.table(
         ["", ">"],
         [
-            *([metric, format_metric(metric, value)] for metric, value in facts["metrics"].items()),
+            *(
+                [metric, format_metric(metric, value)]
+                for metric, value in facts["metrics"].items()
+                if "/" not in metric
+            ),
             ["images", f"{facts['images']} ({facts['split']} of {facts['data']})"],
             ["params", format_count(facts["params"])],
             ["MACs", format_count(facts["macs"])],
@@ -148,15 +160,16 @@ def show(name: str, facts: dict[str, Any], session: Session) -> None:
         ],
         title=name,
     )
+    show_classes({facts["split"]: facts["metrics"]}, session)
 
 
 def show_sweep(name: str, facts: dict[str, Any], session: Session) -> None:
     """A morphable artifact, a row a size."""
     from netsmith.core.profile import format_count
 
-    from .networks import format_metric
+    from .networks import format_metric, show_classes
 
-    metrics = list(facts["metrics"])
+    metrics = [metric for metric in facts["metrics"] if "/" not in metric]
     rows = [
         [
             f"{w['ratio']:g}",
@@ -171,6 +184,7 @@ def show_sweep(name: str, facts: dict[str, Any], session: Session) -> None:
     session.console.table(
         columns, rows, title=f"{name} on {facts['images']} images ({facts['split']} of {facts['data']})"
     )
+    show_classes({f"{w['ratio']:g}": w["metrics"] for w in facts["widths"]}, session)
 
 
 def measure(
@@ -197,7 +211,9 @@ def measure(
             "its accuracy there means nothing. Give the data that it was trained on."
         )
     model = network.model.to(device)
-    task = make_task(network.task, network.num_classes, shape=images.shape)
+    task = make_task(
+        network.task, network.num_classes, shape=images.shape, classes=images.classes, ignore=images.ignore
+    )
     metrics = evaluate(model, images, task, preprocess=network.preprocess)
     noise = example_input(network)[:1].expand(batch, -1, -1, -1).contiguous().to(device)
     return {

@@ -156,7 +156,9 @@ def _steps(config: ReassembleConfig) -> list[str]:
 def open_config_data(config: ReassembleConfig) -> Splits:
     """The data of a config."""
     data = config.data
-    return open_data(data.source, seed=data.seed, validation_fraction=data.validation_fraction, size=data.size)
+    return open_data(
+        data.source, seed=data.seed, validation_fraction=data.validation_fraction, size=data.size, ignore=data.ignore
+    )
 
 
 def fit_spec(config: ReassembleConfig) -> FitSpec:

@@ -85,8 +85,11 @@ def show(out: Path, session: Session) -> None:
     from netsmith.report import terminal_rivals, terminal_widths
     from netsmith.report.results import read_json
 
+    from .networks import show_classes
+
     details = read_json(out / "details.json")
     session.console.show(terminal_widths(details))
+    show_classes({f"{w['ratio']:g}": w["metrics"]["test"] for w in details["widths"]}, session)
     if any(w.get("recalibrated") for w in details["widths"]):
         session.console.result("batch norms: statistics estimated anew at each width below the base's")
     if details["rivals"]:

@@ -46,7 +46,9 @@ def execute(
     `begin` is called once everything is checked and before anything is written; afterwards `out` exists.
     """
     data = config.data
-    splits = open_data(data.source, seed=data.seed, validation_fraction=data.validation_fraction, size=data.size)
+    splits = open_data(
+        data.source, seed=data.seed, validation_fraction=data.validation_fraction, size=data.size, ignore=data.ignore
+    )
     network = base_network(config, splits)
     checkpoints = out / "checkpoints" / fit_key(config, network, splits)
 
@@ -102,7 +104,13 @@ def check_rivals(config: MorphConfig, network: Network, space: MorphSpace, split
     if config.rivals.which:
         checked(config.rivals.which, [r for r in config.ratios if r < 1], rival_steps(config, splits))
     if {"l1", "taylor"} & set(config.rivals.which):
-        task = make_task(network.task, network.num_classes, shape=network.preprocess.input_size)
+        task = make_task(
+            network.task,
+            network.num_classes,
+            shape=network.preprocess.input_size,
+            classes=splits.classes,
+            ignore=splits.ignore,
+        )
         pruned(network, space, space.at(min(config.ratios)), by="l1", data=splits, task=task, seed=config.seed)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,9 @@ def artifact_folder(text: str) -> Path:
     return Path(source.name)
 
 
+_WITH_MASKS = ("masks:", "torchvision:VOCSegmentation")
+
+
 @dataclass(frozen=True)
 class Opened:
     """Data, and the seed of what is drawn from it."""
@@ -60,12 +63,18 @@ class Opened:
 
 
 def open_for(
-    sources: Sequence[str], data: str, session: Session, *, seed: int | None = None, size: int | None = None
+    sources: Sequence[str],
+    data: str,
+    session: Session,
+    *,
+    seed: int | None = None,
+    size: int | None = None,
+    ignore: int | None = None,
 ) -> Opened:
     """The data of --data, split as it was where the first artifact among the sources was made of it.
 
     A test part that is split off by another seed would hold images that the artifact was trained on. What is given,
-    `seed` and `size` of the images, goes before what the artifact says. Raises DataError.
+    `seed`, `size` of the images and the class to `ignore`, goes before what the artifact says. Raises DataError.
     """
     from netsmith.config import DataSection
     from netsmith.core.data import open_data
@@ -76,22 +85,24 @@ def open_for(
             continue
         manifest = read_manifest(parsed.name)
         told = manifest.get("config", {}).get("data")
-        kept = {k: told[k] for k in ("seed", "size", "validation_fraction") if k in told} if type(told) is dict else {}
+        keys = ("seed", "size", "validation_fraction", *(("ignore",) if data.startswith(_WITH_MASKS) else ()))
+        kept = {k: told[k] for k in keys if k in told} if type(told) is dict else {}
         try:
             section = DataSection.model_validate({"source": "digits", **kept})
         except ValidationError:
             continue  # it was made by hand
         own = manifest.get("seed")
         drawn = own if type(own) is int and 0 <= own <= limits.INTEGER else 0
-        given = {"seed": seed, "size": size}
+        given = {"seed": seed, "size": size, "ignore": ignore}
         taken = {k: v for k, v in kept.items() if v is not None and given.get(k) is None}  # from the artifact
         splits = open_data(
             data,
             seed=section.seed if seed is None else seed,
             validation_fraction=section.validation_fraction,
             size=size or section.size,
+            ignore=section.ignore if ignore is None else ignore,
         )
-        if taken and (section.seed, section.validation_fraction, section.size) != (0, 0.1, None):
+        if taken and (section.seed, section.validation_fraction, section.size, section.ignore) != (0, 0.1, None, None):
             session.console.note(f"{data} is read as for {source}: " + ", ".join(f"{k} {v}" for k, v in taken.items()))
         name, made_of = kept and told.get("source"), manifest.get("hashes", {}).get("data")
         if name == data and isinstance(made_of, str) and made_of != splits.fingerprint:
@@ -100,7 +111,7 @@ def open_for(
                 "that were trained on"
             )
         return Opened(splits, drawn if seed is None else seed)
-    return Opened(open_data(data, seed=seed or 0, size=size), seed or 0)
+    return Opened(open_data(data, seed=seed or 0, size=size, ignore=ignore), seed or 0)
 
 
 def resized_norms(source: str, network: Network) -> bool:
@@ -143,6 +154,14 @@ def recalibrate_sized(source: str, network: Network, splits: Splits, session: Se
 def format_metric(name: str, value: float) -> str:
     """Shares in per cent, everything else as it is."""
     return f"{100 * value:.2f}%" if name in {"accuracy", "miou", "f1"} else f"{value:.4f}"
+
+
+def show_classes(columns: Mapping[str, Mapping[str, float]], session: Session) -> None:
+    """The IoU of each class, a row a class, for metrics under a heading each; nothing where there are no classes."""
+    names = dict.fromkeys(key for metrics in columns.values() for key in metrics if key.startswith("iou/"))
+    rows = [[name[4:], *(f"{100 * m[name]:.2f}%" if name in m else "-" for m in columns.values())] for name in names]
+    if rows:
+        session.console.table(["class", *(f">IoU, {heading}" for heading in columns)], rows)
 
 
 def example_input(network: Network) -> torch.Tensor:

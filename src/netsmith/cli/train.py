@@ -82,7 +82,9 @@ def train_network(config: TrainConfig, folder: Path, *, progress: Progress | Non
     from netsmith.core.training import train_entry
 
     data = config.data
-    splits = open_data(data.source, seed=data.seed, validation_fraction=data.validation_fraction, size=data.size)
+    splits = open_data(
+        data.source, seed=data.seed, validation_fraction=data.validation_fraction, size=data.size, ignore=data.ignore
+    )
     settings = config.training
     if config.precision != "no":
         settings = settings.model_copy(update={"precision": config.precision})
@@ -104,7 +106,7 @@ def show(summaries: list[dict[str, Any]], session: Session) -> None:
     """What came out of one training or of several, as a table."""
     from netsmith.core.profile import format_count
 
-    from .networks import format_metric
+    from .networks import format_metric, show_classes
 
     primary = summaries[0]["primary"]
     rows = [
@@ -121,3 +123,5 @@ def show(summaries: list[dict[str, Any]], session: Session) -> None:
     metric = "" if primary == "accuracy" else f" {primary}"
     columns = ["network", ">params", ">MACs", f">validation{metric}", f">test{metric}", ">best epoch", ">time"]
     session.console.table(columns, rows)
+    for s in summaries:
+        show_classes(s["metrics"], session)

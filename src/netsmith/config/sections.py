@@ -38,6 +38,9 @@ class DataSection(Section):
     size: int | None = Field(
         default=None, ge=4, le=limits.SIDE, description="side in pixels that images are resized to"
     )
+    ignore: int | None = Field(
+        default=None, ge=0, le=255, description="number of a class of masks that is left out of training and metrics"
+    )
     validation_fraction: Fraction = Field(default=0.1, description="of the training part, if there is no other")
     seed: int = Field(default=0, ge=0, le=limits.INTEGER, description="of the split")
 

@@ -66,6 +66,7 @@ def open_data(
     seed: int = 0,
     validation_fraction: float = 0.1,
     size: int | None = None,
+    ignore: int | None = None,
     root: Path | None = None,
     download: bool = True,
 ) -> Splits:
@@ -83,6 +84,8 @@ def open_data(
         seed: of the split.
         validation_fraction: of the training part, between 0 and 1, where the source has no validation part.
         size: side in pixels to which images are resized (shorter side, then the middle square).
+        ignore: number of a class in masks that counts nowhere, beside 255; its pixels are left out of training and
+            metrics. Where `classes.txt` names it, it keeps its place among the classes.
         root: where downloaded sets are kept; by default `data_root()`.
         download: whether a missing set may be downloaded.
 
@@ -102,7 +105,9 @@ def open_data(
             f"unknown data source '{source}'. {did_you_mean(kind, DATA_SOURCES)} "
             f"A source is digits, torchvision:NAME, folder:PATH, images:PATH, masks:PATH, parquet:PATH or hf:NAME"
         )
-    parts = DATA_SOURCES[kind](argument, DataOptions(size, root or data_root(), download))
+    parts = DATA_SOURCES[kind](argument, DataOptions(size, root or data_root(), download, ignore))
+    if ignore is not None and parts.train.ignore != ignore:
+        raise DataError(f"'{source}' has no masks, and ignore ({ignore}) is a class of masks: leave it out")
     train, validation, test = parts.train, parts.validation, parts.test
     if test is None and validation is not None:
         validation, test = None, validation

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 import torch
 
 from netsmith import limits
 from netsmith.core.data_files import IMAGE_ENDINGS, image_files, stamp_of, subfolders
 from netsmith.core.data_registry import DataOptions, Parts, data_source, existing_path, part_of
-from netsmith.core.decoding import Encoded, check_same_sizes, decode_masks, decode_set, highest_class
+from netsmith.core.decoding import Encoded, border_shares, check_same_sizes, decode_masks, decode_set, highest_class
 from netsmith.core.masks import MaskedImages
 from netsmith.errors import DataError
 from netsmith.json_text import read_bounded
 
 _IMAGES, _MASKS, _NAMES = "images", "masks", "classes.txt"
 _LAYOUT = f"one folder '{_IMAGES}' and one folder '{_MASKS}' with files of the same names were expected"
+
+_VOID = ("void", "unlabelled", "unlabeled", "ignore", "ignored", "unknown", "undefined", "border", "boundary")
+_log = logging.getLogger("netsmith.data")
 
 Pairs = tuple[list[Path], list[Path]]
 
@@ -25,14 +30,15 @@ Pairs = tuple[list[Path], list[Path]]
 def _open_masks(argument: str, options: DataOptions) -> Parts:
     """Folders `images` and `masks` with files of the same names, in parts (`train`, ...) or in one piece.
 
-    Masks hold the number of a class in every pixel, 255 where nothing is known. `classes.txt`, if it is there, names
-    the classes, one a line; otherwise they are the numbers up to the highest in any mask.
+    Masks hold the number of a class in every pixel, 255 (or `options.ignore`) where nothing is known. `classes.txt`, if
+    it is there, names the classes, one a line; otherwise they are the numbers up to the highest in any mask but
+    `options.ignore`.
     """
     path = existing_path("masks", argument)
     if not path.is_dir():
         raise DataError(f"'masks:{argument}' is a file; {_LAYOUT}")
     pairs = {part: _pairs(images, masks) for part, (images, masks) in _folders(path).items()}
-    classes = _class_names(path, pairs)
+    classes = _class_names(path, pairs, options.ignore)
     sets = {part: masked_set(*of_part, classes, options) for part, of_part in pairs.items()}
     return Parts(sets["train"], sets.get("validation"), sets.get("test"))
 
@@ -48,7 +54,10 @@ def masked_set(
     pictures, annotated = _encoded(images, "image"), _encoded(masks, "mask")
     check_same_sizes(pictures, annotated)
     return MaskedImages(
-        decode_set(pictures, classes, size=options.size), decode_masks(annotated, classes, size=options.size), classes
+        decode_set(pictures, classes, size=options.size),
+        decode_masks(annotated, classes, size=options.size, ignore=options.ignore),
+        classes,
+        options.ignore,
     )
 
 
@@ -107,19 +116,34 @@ def _by_name(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _class_names(path: Path, pairs: Mapping[str, Pairs]) -> tuple[str, ...]:
+def _class_names(path: Path, pairs: Mapping[str, Pairs], ignore: int | None) -> tuple[str, ...]:
     if (path / _NAMES).is_file():
         try:
             lines = read_bounded(path / _NAMES, limits.MANIFEST_BYTES).decode("utf-8").splitlines()
         except (OSError, ValueError) as error:
             raise DataError(f"'{path / _NAMES}' cannot be read as names, one a line: {error}") from error
         names = tuple(line.strip() for line in lines if line.strip())
+        void = next((k for k, name in enumerate(names) if name.lower() in _VOID), None)
     else:
-        highest = highest_class(_encoded([mask for _, masks in pairs.values() for mask in masks], "mask"))
-        names = tuple(str(c) for c in range(highest + 1))
+        annotated = _encoded([mask for _, masks in pairs.values() for mask in masks], "mask")
+        names = tuple(str(c) for c in range(highest_class(annotated, ignore) + 1))
+        void = len(names) - 1 if ignore is None and _outlines(annotated) else None
     if len(names) < 2:
         raise DataError(
             f"the masks of '{path}' tell no classes apart: class 0 alone (background) was found. Two classes are 0 and "
             f"1 in a mask, not 0 and 255 (255 marks pixels to be left out)"
         )
+    if ignore is None and void is not None:
+        _log.warning(
+            "masks:%s: class %d (%s) may mark pixels that have no class%s. If it does, leave it out of training and "
+            "metrics: ignore: %d in a config, --ignore %d, ignore=%d in Python",
+            path, void, names[void], "" if (path / _NAMES).is_file() else ": it runs along the borders of the others",
+            void, void, void,
+        )  # fmt: skip
     return names
+
+
+def _outlines(masks: Encoded) -> bool:
+    """Whether the highest class runs along the borders of the others, as pixels without a class often do."""
+    *others, highest = border_shares(masks)
+    return bool(others) and highest >= 0.75 and median(others) < 0.5

@@ -25,11 +25,13 @@ class DataOptions:
         size: side in pixels to which images are resized; None keeps them.
         root: where downloaded sets are kept.
         download: whether a set that is missing there may be downloaded.
+        ignore: the class of masks that counts nowhere.
     """
 
     size: int | None
     root: Path
     download: bool
+    ignore: int | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
+from scipy.ndimage import maximum_filter, minimum_filter
 from torch import Tensor
 
 from netsmith import limits
@@ -93,9 +94,16 @@ def decode_set(
 
 
 def decode_masks(
-    encoded: Encoded, classes: tuple[str, ...], *, size: int | None = None, memory_limit: int = MEMORY_LIMIT
+    encoded: Encoded,
+    classes: tuple[str, ...],
+    *,
+    size: int | None = None,
+    ignore: int | None = None,
+    memory_limit: int = MEMORY_LIMIT,
 ) -> MemoryImages | LazyImages:
     """Masks as a set of one channel, the number of its class in every pixel or `IGNORED`; sizes as in `decode_set`.
+
+    `IGNORED` takes the place of class `ignore`.
 
     Raises:
         DataError: no mask, one that cannot be read, is in colour, or holds a class that is not there.
@@ -105,7 +113,7 @@ def decode_masks(
     shape = (1, height, width)
 
     def read(i: int) -> np.ndarray:
-        mask = _read_mask(encoded, i, shape, size)
+        mask = _read_mask(encoded, i, shape, size, ignore)
         wrong = mask[(mask >= len(classes)) & (mask != IGNORED)]
         if wrong.size:
             raise DataError(
@@ -119,15 +127,27 @@ def decode_masks(
     return MemoryImages(_all(read, len(encoded.labels), shape), encoded.labels, classes)
 
 
-def highest_class(encoded: Encoded) -> int:
-    """The highest class in any mask. Raises DataError for one that cannot be read or is in colour."""
+def highest_class(encoded: Encoded, ignore: int | None = None) -> int:
+    """The highest class in any mask but `ignore`. Raises DataError for one that cannot be read or is in colour."""
 
     def highest(i: int) -> int:
-        mask = _read_mask(encoded, i, (1, 0, 0), 0)
+        mask = _read_mask(encoded, i, (1, 0, 0), 0, ignore)
         return int(mask[mask != IGNORED].max(initial=0))
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return max(pool.map(highest, range(len(encoded.labels))))
+
+
+def border_shares(encoded: Encoded) -> list[float]:
+    """Of each class that occurs in some of the masks: the share of its pixels at most two from another or the edge."""
+    pixels, inner = np.zeros(IGNORED, dtype=np.int64), np.zeros(IGNORED, dtype=np.int64)
+    for i in np.linspace(0, len(encoded.labels) - 1, min(len(encoded.labels), _LOOKED_AT)).astype(int).tolist():
+        mask = _read_mask(encoded, i, (1, 0, 0), 0)[0]
+        around = {"size": 5, "mode": "constant", "cval": IGNORED}
+        alike = minimum_filter(mask, **around) == maximum_filter(mask, **around)
+        pixels += np.bincount(mask.ravel(), minlength=IGNORED)[:IGNORED]
+        inner += np.bincount(mask[alike], minlength=IGNORED)[:IGNORED]
+    return (1 - inner[pixels > 0] / pixels[pixels > 0]).tolist()
 
 
 def check_same_sizes(images: Encoded, masks: Encoded) -> None:
@@ -291,8 +311,10 @@ def _decode(encoded: Encoded, i: int, shape: tuple[int, int, int], size: int | N
     return pixels[None] if shape[0] == 1 else pixels.transpose(2, 0, 1)
 
 
-def _read_mask(encoded: Encoded, i: int, shape: tuple[int, int, int], size: int | None) -> np.ndarray:
-    """Mask `i` as uint8 `(1, H, W)`; `size` 0 takes it as it is."""
+def _read_mask(
+    encoded: Encoded, i: int, shape: tuple[int, int, int], size: int | None, ignore: int | None = None
+) -> np.ndarray:
+    """Mask `i` as uint8 `(1, H, W)`, `IGNORED` in place of class `ignore`; `size` 0 takes it as it is."""
     with _open(encoded, i) as image, _room.of(image):
         if image.mode not in _ONE_NUMBER:
             kind = "holds fractions" if image.mode == "F" else "is in colour"
@@ -307,7 +329,7 @@ def _read_mask(encoded: Encoded, i: int, shape: tuple[int, int, int], size: int 
     _check_size((values.shape[1], values.shape[0]), i, encoded, shape, size)
     if values.min() < 0 or values.max() > IGNORED:
         raise DataError(f"{encoded.where(i)} holds {values.max()}; a mask holds numbers from 0 to {IGNORED}")
-    mask = Image.fromarray(values.astype(np.uint8))
+    mask = Image.fromarray(np.where(values == ignore, IGNORED, values).astype(np.uint8))
     return np.asarray(_resize(mask, size, Image.Resampling.NEAREST) if size else mask)[None]
 
 

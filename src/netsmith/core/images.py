@@ -30,12 +30,14 @@ class ImageSet(ABC):
         shape: `(C, H, W)` of every image.
         labels: `(n,)`, int64.
         mirror: whether an image flipped left to right still shows its class (digits do not).
+        ignore: the class of masks that counts nowhere: they hold `IGNORED` in its place.
     """
 
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     labels: Tensor
     mirror: bool = True
+    ignore: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -167,6 +169,11 @@ class Splits:
     def shape(self) -> tuple[int, int, int]:
         """`(C, H, W)` of every image."""
         return self.train.shape
+
+    @property
+    def ignore(self) -> int | None:
+        """The class of masks that counts nowhere."""
+        return self.train.ignore
 
 
 def check_labelled(data: ImageSet | Splits, purpose: str) -> None:

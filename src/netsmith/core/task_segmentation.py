@@ -21,7 +21,9 @@ class Segmentation:
 
     Args:
         num_classes: at least 2, background included.
-        ignore_index: what masks hold where nothing is known; such pixels count nowhere.
+        ignore_index: what masks hold where nothing is known; such pixels count nowhere. It may be one of the classes,
+            which then is in no mean, and 255 is left out as well.
+        classes: their names, for the IoU of each; their numbers without.
     """
 
     name = "segmentation"
@@ -29,15 +31,13 @@ class Segmentation:
     higher_is_better = True
     soft_targets = False
 
-    def __init__(self, num_classes: int, ignore_index: int = IGNORED) -> None:
+    def __init__(self, num_classes: int, ignore_index: int = IGNORED, classes: tuple[str, ...] = ()) -> None:
         if num_classes < 2:
             raise TrainingError(f"segmentation needs at least two classes, background included, not {num_classes}")
-        if 0 <= ignore_index < num_classes:
-            raise TrainingError(
-                f"ignore_index {ignore_index} is one of the {num_classes} classes (0 to {num_classes - 1})"
-            )
         self.num_classes = num_classes
         self.ignore_index = ignore_index
+        self.ignores_class = 0 <= ignore_index < num_classes
+        self.classes = classes if len(set(classes)) == num_classes else tuple(map(str, range(num_classes)))
 
     def check(self, classes: tuple[str, ...], outputs: Tensor, targets: Tensor | None = None) -> None:
         """Raise TrainingError unless data, masks, task and network have the same classes and pixels."""
@@ -64,6 +64,7 @@ class Segmentation:
         self._check_range(targets)
 
     def _check_range(self, targets: Tensor) -> None:
+        targets = self._left_out(targets)
         known = targets[targets != self.ignore_index]
         if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < self.num_classes:
             wrong = int(known.max()) if int(known.max()) >= self.num_classes else int(known.min())
@@ -80,6 +81,7 @@ class Segmentation:
         self, outputs: Float[Tensor, "n c h w"], targets: Int[Tensor, "n h w"], smoothing: float = 0.0
     ) -> Float[Tensor, ""]:
         """Mean cross-entropy over the pixels that are known; 0 when there are none."""
+        targets = self._left_out(targets)
         total = F.cross_entropy(
             outputs, targets, ignore_index=self.ignore_index, label_smoothing=smoothing, reduction="sum"
         )
@@ -98,6 +100,7 @@ class Segmentation:
             TrainingError: a mask holds a class that the network does not have.
         """
         self._check_range(targets)
+        targets = self._left_out(targets)
         exact = sum_type(outputs.device)
         known = targets != self.ignore_index
         pairs = targets[known] * self.num_classes + outputs.argmax(dim=1)[known]
@@ -113,7 +116,8 @@ class Segmentation:
     def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """`miou`, `f1` (both the mean over classes), `accuracy` of pixels (all 0..1) and mean cross-entropy `loss`.
 
-        Classes that are neither in a mask nor in a prediction are left out of the means.
+        `iou/NAME` is that of a class. Classes that are neither in a mask nor in a prediction, and the one that is
+        ignored, are left out.
 
         Raises:
             TrainingError: no pixel is known.
@@ -124,10 +128,19 @@ class Segmentation:
         confusion = sums["confusion"].double().cpu()
         right, total = confusion.diagonal(), confusion.sum(dim=0) + confusion.sum(dim=1)
         present = total > 0
+        if self.ignores_class:
+            present[self.ignore_index] = False
         right, total = right[present], total[present]
+        each = right / (total - right)
+        named = zip(present.nonzero()[:, 0].tolist(), each.tolist(), strict=True)
         return {
-            "miou": float((right / (total - right)).mean()),
+            "miou": float(each.mean()),
             "f1": float((2 * right / total).mean()),
             "accuracy": float(right.sum()) / pixels,
             "loss": float(sums["loss"]) / pixels,
+            **{f"iou/{self.classes[k]}": value for k, value in named},
         }
+
+    def _left_out(self, targets: Int[Tensor, "n h w"]) -> Int[Tensor, "n h w"]:
+        """Targets that hold `ignore_index` wherever a pixel counts nowhere."""
+        return targets.masked_fill(targets == IGNORED, self.ignore_index) if self.ignores_class else targets

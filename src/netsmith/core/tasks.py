@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from netsmith.core.images import IGNORED
 from netsmith.core.task_generation import Generation
 from netsmith.core.task_protocol import Task, check_classes, softened_divergence, sum_type
 from netsmith.core.task_segmentation import Segmentation
@@ -83,13 +84,22 @@ class Classification:
         return {"accuracy": float(sums["correct"]) / count, "loss": float(sums["loss"]) / count}
 
 
-def make_task(name: str, num_classes: int = 0, *, shape: tuple[int, int, int] | None = None) -> Task:
+def make_task(
+    name: str,
+    num_classes: int = 0,
+    *,
+    shape: tuple[int, int, int] | None = None,
+    classes: tuple[str, ...] = (),
+    ignore: int | None = None,
+) -> Task:
     """The task of that name.
 
     Args:
         name: one of `TASKS`.
         num_classes: for classification and segmentation.
         shape: `(c, h, w)` of the images, for generation.
+        classes: their names, for segmentation.
+        ignore: the class of the data that counts nowhere (`Splits.ignore`), for segmentation.
 
     Raises:
         TrainingError: there is no such task, or what it needs is missing.
@@ -97,7 +107,9 @@ def make_task(name: str, num_classes: int = 0, *, shape: tuple[int, int, int] | 
     if name == "classification":
         return Classification(num_classes)
     if name == "segmentation":
-        return Segmentation(num_classes)
+        # masks hold 255 in place of one that is none of the classes
+        left_out = IGNORED if ignore is None or ignore >= num_classes else ignore
+        return Segmentation(num_classes, left_out, classes)
     if name == "generation":
         if shape is None:
             raise TrainingError("the task generation needs the shape of the images: (channels, height, width)")

@@ -72,7 +72,7 @@ def train_entry(
     network = _start(entry, splits, task, pretrained=pretrained, seed=seed)
     _check_fits(network, splits, task)
     network.task = task
-    aim = make_task(task, network.num_classes, shape=splits.shape)
+    aim = make_task(task, network.num_classes, shape=splits.shape, classes=splits.classes, ignore=splits.ignore)
     key = digest("train", splits.fingerprint, network.identity(), settings)
     result = train(
         network.model,
@@ -117,7 +117,10 @@ def train_entry(
     if not processes.first():
         return summary
     named = {f"{name}_{part}": value for part, found in metrics.items() for name, value in found.items()}
-    about = {"data": splits.name, **{name: value for name, value in named.items() if not name.startswith("loss_")}}
+    about = {
+        "data": splits.name,
+        **{name: value for name, value in named.items() if not name.startswith(("loss_", "iou/"))},
+    }
     save_network(
         folder / "artifact", network, counts=counts, metrics=about, config=config or {}, hashes=hashes, overwrite=True
     )

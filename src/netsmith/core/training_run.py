@@ -188,7 +188,9 @@ class TrainingRun:
         done.epoch += 1
         lr = float(self.optimizer.param_groups[0]["lr"])
         entry: Entry = {"epoch": done.epoch, "loss": loss, "lr": lr}
-        entry |= {k: v for k, v in measured.items() if k != "loss"} | {"validation_loss": measured["loss"]}
+        # a class that is in no mask of a part has no number of its own: history keeps the means
+        plain = {k: v for k, v in measured.items() if k != "loss" and not k.startswith("iou/")}
+        entry |= plain | {"validation_loss": measured["loss"]}
         done.history.append(entry)
         if done.best_epoch == 0 or self._better(entry, done.history[done.best_epoch - 1]):
             done.best_epoch = done.epoch

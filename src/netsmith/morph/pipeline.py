@@ -185,7 +185,9 @@ def make_morphable(
     if network.task != "generation":
         check_labelled(data, "morphing")
     watch = Stopwatch()
-    task = make_task(network.task, network.num_classes, shape=network.preprocess.input_size)
+    task = make_task(
+        network.task, network.num_classes, shape=network.preprocess.input_size, classes=data.classes, ignore=data.ignore
+    )
     with watch.step("groups"):
         prepared = prepare(network, fold=norms == "fold")
         chain = _chain(prepared)

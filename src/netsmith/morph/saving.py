@@ -163,17 +163,31 @@ def summary_of(result: Morphed, size: int, rivals: list[dict[str, Any]]) -> Summ
             params=count_params(network.model),
             macs=count_macs(network.model, network.preprocess.input_size),
             accuracy=result.base["test"][primary],
+            **_of_classes(result.base["test"]),
         ),
         floor=result.floor["test"][primary],
         metric=primary,
         widths=[
-            Width(ratio=p.ratio, params=p.params, macs=p.macs, accuracy=p.metrics["test"][primary], fitted=p.fitted)
+            Width(
+                ratio=p.ratio,
+                params=p.params,
+                macs=p.macs,
+                accuracy=p.metrics["test"][primary],
+                fitted=p.fitted,
+                **_of_classes(p.metrics["test"]),
+            )
             for p in result.points
         ],
         rivals=[{**r, "points": [{**p, "accuracy": p["accuracy"]["test"]} for p in r["points"]]} for r in rivals],
         artifact_bytes=size,
         seconds=result.seconds,
     )
+
+
+def _of_classes(metrics: Mapping[str, float]) -> dict[str, Any]:
+    """The IoU of each class, where there is one."""
+    found = {name[4:]: value for name, value in metrics.items() if name.startswith("iou/")}
+    return {"iou": found} if found else {}
 
 
 def hashes_of(result: Morphed, config: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -209,6 +223,7 @@ def details_of(
             "macs": count_macs(network.model, network.preprocess.input_size),
             "bytes": own,
             "accuracy": split(result.base),
+            "metrics": result.base,
         },
         task={"name": result.task.name, "primary": primary, "higher_is_better": result.task.higher_is_better},
         floor=split(result.floor),

@@ -69,6 +69,12 @@ def _width_rows(results: MorphResults, split: str) -> list[WidthRow]:
     return rows
 
 
+def _class_rows(results: MorphResults, split: str) -> list[tuple[str, list[float | None]]]:
+    """Each class with its IoU in the base network and at each width."""
+    columns = [sized.of_classes(split) for sized in (results.details.base, *results.widths)]
+    return [(name, [column.get(name) for column in columns]) for name in dict.fromkeys(k for c in columns for k in c)]
+
+
 def _rival_rows(results: MorphResults, split: str) -> list[RivalRow]:
     rows = []
     for rival, colour in zip(results.details.rivals, rival_colours(results), strict=True):
@@ -209,6 +215,7 @@ def morph_html(results: MorphResults) -> str:
         columns=_columns(results),
         widths=_width_rows(results, split),
         rivals=_rival_rows(results, split),
+        classes=_class_rows(results, split),
         ranges=_ranges(results),
         variations=variations(details.smooth.groups) if details.smooth else (),
         pictures=weight_pictures(results),

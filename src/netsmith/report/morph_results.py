@@ -47,6 +47,11 @@ class Sized(Partial):
     params: Number = None
     macs: Number = None
     accuracy: Measured = Measured()
+    metrics: dict[str, dict[str, Number]] = Field(default_factory=dict)
+
+    def of_classes(self, split: str) -> dict[str, float | None]:
+        """The IoU of each class by its name."""
+        return {k[4:]: v for k, v in self.metrics.get(split, {}).items() if k.startswith("iou/")}
 
 
 class BaseRecord(Sized):
