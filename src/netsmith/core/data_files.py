@@ -276,7 +276,7 @@ def read_table(
     labels = _labels(table, columns, where)
     if classes is None:  # the table is the whole set
         check_splittable(labels, (), where, _TABLES)
-    names = tuple(classes or columns.classes or _numbered(int(labels.max()) if len(labels) else -1, where))
+    names = tuple(classes or columns.classes or _numbered(int(labels.max()) if len(labels) else 0, where))
     images = table.column(columns.image)
     parts = _fields(images) if pa.types.is_struct(images.type) else {"bytes": images}
 
@@ -319,6 +319,11 @@ def _inside(base: Path | None, path: str, where: str) -> Path:
 
 def _numbered(highest: int, where: str) -> tuple[str, ...]:
     """Names of classes that have none: their numbers."""
+    if highest < 0:
+        raise DataError(
+            f"no labels: '{where}' has label {highest} at most, which usually marks images without a label. Labels go "
+            "from 0; where none are needed put the images into a folder and give images:FOLDER"
+        )
     if highest >= limits.CLASSES:
         raise DataError(f"'{where}' has the label {highest}; expected at most {limits.CLASSES - 1}")
     return tuple(str(c) for c in range(highest + 1))

@@ -208,10 +208,10 @@ def fit_classifier(
         raise RecipeError(
             "features that reach the head hold NaN or infinity: check weights and preprocessing of the recipe"
         )
-    if int(labels.max()) < 0:
-        raise RecipeError(no_labels("the fit of a head"))
-    if int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise RecipeError(f"labels must lie in 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        outside = f"labels must lie in 0..{classes - 1}, got {low}..{high}"
+        raise RecipeError(no_labels("the fit of a head") if high < 0 else outside)
     if method == "keep" and keep is None:
         raise RecipeError(
             f"head='keep' needs a pretrained classifier for {classes} classes; use 'auto', 'ridge' or 'lda'"
