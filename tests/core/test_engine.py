@@ -559,7 +559,7 @@ def test_a_loss_that_breaks_later_keeps_the_best_epoch(tmp_path):
         (make_net(classes=4), DATA, TASK, r"outputs of shape \(2, 4\)"),
         (make_net(), DATA, Classification(4), "the data set has 3 classes, the task has 4"),
         (make_net(), (DATA[0], make_images(classes=4)), TASK, "the data set has 4 classes"),
-        (make_net(channels=3), DATA, TASK, r"cannot take images of shape 1x8x8 \(.*3 channels"),
+        (make_net(channels=3), DATA, TASK, "cannot take images of shape 1x8x8: .*3 channels.*Give the data a size"),
         (make_net(), (make_images(size=9), DATA[1]), TASK, "cannot take images of shape 1x9x9"),
         (make_net(), (DATA[0].subset([]), DATA[1]), TASK, "the data set holds no image"),
         (make_net().requires_grad_(False), DATA, TASK, "no parameter of the network is trainable"),

@@ -17,6 +17,8 @@ from netsmith.core.settings import TrainSettings, lr_factor
 from netsmith.core.synced_norms import synced_norms
 from netsmith.core.tasks import Task
 from netsmith.core.training_run import TrainingRun, TrainResult
+from netsmith.errors import TrainingError
+from netsmith.trace.checks import original, unusable
 
 __all__ = ["Objective", "Progress", "Step", "TrainResult", "TrainSettings", "evaluate", "lr_factor", "train"]
 
@@ -41,6 +43,7 @@ def evaluate(
     Raises:
         TrainingError: classes of network, task and data differ, or the network cannot take the images.
     """
+    model = _runnable(model)
     with ExitStack() as stack:
         current = stack.enter_context(session(precision, device, alone=alone))
         stack.enter_context(own_randomness(current.device))
@@ -93,6 +96,7 @@ def train(
             a checkpoint of another run.
         KeyboardInterrupt: interrupted; its message says what was kept.
     """
+    model = _runnable(model)
     train_set, validation_set = (data.train, data.validation) if isinstance(data, Splits) else data
     with ExitStack() as stack:
         current = stack.enter_context(session(settings.precision, device))
@@ -111,3 +115,11 @@ def train(
             run.resume()
         stack.enter_context(synced_norms(model, current.world))
         return run.to_the_end(on_epoch)
+
+
+def _runnable(model: nn.Module) -> nn.Module:
+    """The network itself, without wrappers. Raises TrainingError where it cannot be run."""
+    model = original(model)
+    if reason := unusable(model):
+        raise TrainingError(f"{type(model).__name__}: {reason}.")
+    return model

@@ -30,8 +30,9 @@ from netsmith.core.output import (
     write_text,
 )
 from netsmith.core.profile import count_macs, count_params
-from netsmith.core.trial import shape_text
+from netsmith.core.trial import differ
 from netsmith.errors import ExportError, OutputError, did_you_mean
+from netsmith.trace.checks import explained, shape_text, unusable
 
 __all__ = ["BATCHES", "FORMATS", "TOLERANCE", "Exported", "check_out", "export"]
 
@@ -122,9 +123,16 @@ def export(
     place = _file if out.suffix == FORMATS[kind] else _folder
     subject = subject_of(model, input_shape=input_shape, preprocess=preprocess, classes=classes, name=name)
     # a copy: capturing may touch caches and buffers, and the network may live on another device
+    if reason := unusable(subject.model):
+        raise ExportError(f"'{subject.name}': {reason}.")
     network = copy.deepcopy(subject.model).cpu().eval()
     example = _noise(network, subject.input_shape, 2)
     output = _run(network, example, subject.name)
+    if differ(output, _run(network, example, subject.name)):
+        raise ExportError(
+            f"'{subject.name}' gives another output each time it runs, so the file cannot be checked. Make it"
+            " deterministic in eval mode."
+        )
     tell = progress or _silent
     tell(f"exporting {subject.name}", 0, _STEPS, "capturing")
     program = None if kind == "safetensors" else exporters.capture(network, example, subject.name)
@@ -250,14 +258,10 @@ def _check(
 
 def _run(network: nn.Module, x: Tensor, name: str) -> Tensor:
     """The network's output; raises ExportError for anything but one finite tensor with the batch first."""
-    try:
-        with torch.no_grad():
-            out = network(x)
-    except Exception as error:  # the user's code
-        raise ExportError(
-            f"'{name}' does not run on an input of {shape_text(x.shape[1:])}: {_line(error)}. Give the input_shape "
-            "that it takes, without the batch."
-        ) from error
+    what = f"'{name}' does not run on an input of {shape_text(x.shape[1:])}"
+    remedy = "Give the input_shape that it takes, without the batch."
+    with torch.no_grad(), explained(network, x, what, remedy, ExportError):
+        out = network(x)
     if not isinstance(out, Tensor) or out.ndim < 1 or out.shape[0] != x.shape[0]:
         what = shape_text(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}"
         raise ExportError(

@@ -8,7 +8,7 @@ from typing import Any
 from netsmith.core.export_subject import Subject
 from netsmith.core.licences import licence_lines, source_lines
 from netsmith.core.profile import format_count
-from netsmith.core.trial import shape_text
+from netsmith.trace.checks import shape_text
 
 _GIVES = {
     "classification": "one score a class (logits)",

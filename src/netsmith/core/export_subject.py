@@ -13,6 +13,7 @@ from netsmith.core.libraries import class_names, commercial_use
 from netsmith.core.network import Network, Preprocess, Provenance, provenance_of
 from netsmith.core.sources import parse_source
 from netsmith.errors import ExportError
+from netsmith.trace.checks import original
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +81,7 @@ def subject_of(
     """
     if isinstance(model, Network):
         return _of_network(model, input_shape, preprocess, tuple(classes), name)
+    model = original(model)
     told = getattr(model, "pretrained_cfg", None)
     cfg: Mapping[str, Any] = told if isinstance(told, Mapping) else {}
     called = name or type(model).__name__.lower()

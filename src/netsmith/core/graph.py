@@ -15,8 +15,9 @@ from netsmith.core.layout import Layout, Layouts
 from netsmith.core.profile import count_macs, count_params
 from netsmith.core.program import Part, Program, align
 from netsmith.core.record import Blocked, Recording, Ref, TrainingFlag
-from netsmith.core.trial import check_arguments, run_whole, shape_text, trial_batches, untouched
+from netsmith.core.trial import check_arguments, run_whole, trial_batches, untouched
 from netsmith.errors import DissectionError
+from netsmith.trace.checks import explained, original, shape_text
 
 __all__ = ["Chain", "Cut", "Layout", "Unit", "dissect"]
 
@@ -94,7 +95,7 @@ class Chain:
     def _build(self, example: Tensor) -> Tensor:
         """Make the parts, finding by running them on `example` those that write to their input; the output of it."""
         ends = [Ref(0), *self._refs, self._program.result]
-        parts = []
+        parts, macs = [], []
         with torch.no_grad():
             for i, (start, stop) in enumerate(pairwise(ends)):
                 part = Part(self.model, self._program, start, stop)
@@ -103,11 +104,10 @@ class Chain:
                 if example._version != before:
                     self._clones.add(i)
                     part = Part(self.model, self._program, start, stop, clone_input=True)
+                macs.append(count_macs(part, example))
                 example = out.clone()
                 parts.append(part)
         self.stem, *middle, self.head = parts
-        shapes = [self.input_shape, *(c.shape for c in self.cuts)]
-        macs = [count_macs(p, s) for p, s in zip(parts, shapes, strict=True)]
         self.stem_macs, self.head_macs, self.macs = macs[0], macs[-1], sum(macs)
         self.stem_params, self.head_params = count_params(self.stem), count_params(self.head)
         self.params = count_params(self.model)
@@ -161,7 +161,8 @@ class Chain:
                 f"{self.name or 'the network'} was dissected for inputs of {shape_text(self.input_shape)}, but this "
                 f"batch is of {shape_text(x.shape[1:])}; resize it, or dissect again with an example of that size"
             )
-        return self.head(self.run(0, len(self), self.stem(x)))
+        with explained(self.model, x, f"{self.name or 'the network'} fails on this batch", "Give one like the example"):
+            return self.head(self.run(0, len(self), self.stem(x)))
 
 
 def dissect(model: nn.Module, example_input: Tensor, *, name: str = "") -> Chain:
@@ -175,6 +176,7 @@ def dissect(model: nn.Module, example_input: Tensor, *, name: str = "") -> Chain
     Raises DissectionError for a network that has no cuts, takes or gives anything but one tensor, gives NaN, decides by
     the values of tensors in code that would have to be cut, or whose parts do not reproduce it.
     """
+    model = original(model)
     label = name or type(model).__name__
     check_arguments(model, example_input, label)
     with untouched(model):
@@ -187,7 +189,9 @@ def dissect(model: nn.Module, example_input: Tensor, *, name: str = "") -> Chain
                 f"{label}: its output cannot be followed back to its input through torch functions; the network runs in"
                 " code that torch does not see (TorchScript, numpy), so load it as plain PyTorch code"
             )
-        boundaries = choose(recording, cut_points(recording), flat=example_input.ndim == 2)
+        boundaries = choose(
+            recording, cut_points(recording), flat=example_input.ndim == 2 and example_input.is_floating_point()
+        )
         layouts = Layouts(recording, tuple(example_input.shape[1:]))
         known = [(b, lay) for b in boundaries if (lay := layouts.at(b.point.ref, b.point.shape)) is not None]
         program, other, kept, refs = _program(model, two, three, recording, known, label)

@@ -13,6 +13,7 @@ from netsmith.core.images import ImageSet, batches
 from netsmith.core.session import Session
 from netsmith.core.tasks import Task
 from netsmith.errors import TrainingError
+from netsmith.trace.checks import explained
 
 Preprocessing = Callable[[Tensor], Tensor]
 """From images in [0, 1] to what a network takes."""
@@ -49,14 +50,11 @@ def try_out(
     if not len(image_set):
         raise TrainingError("the data set holds no image")
     images = image_set.images([0, len(image_set) - 1]).to(current.device)
-    try:
-        outputs = model(prepare(images, preprocess, channels_last=False))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TrainingError(
-            f"the network cannot take images of shape {'x'.join(map(str, image_set.shape))} ({reason}): "
-            f"give the data a size, or load the network for these channels and pixels"
-        ) from error
+    given = prepare(images, preprocess, channels_last=False)
+    what = f"the network cannot take images of shape {'x'.join(map(str, image_set.shape))}"
+    remedy = "Give the data a size, or load the network for these channels and pixels"
+    with explained(model, given, what, remedy, TrainingError):
+        outputs = model(given)
     task.check(image_set.classes, outputs, task.targets_of(images, image_set.targets([0, len(image_set) - 1])))
 
 

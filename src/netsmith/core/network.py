@@ -24,6 +24,7 @@ from netsmith.core.sources import Facts, Source, parse_source
 from netsmith.core.structure import structure
 from netsmith.core.weights import load_state, load_weights_file, mismatch
 from netsmith.errors import ArtifactError, SourceError
+from netsmith.trace.checks import explained, original, unusable
 
 _log = logging.getLogger("netsmith.zoo")
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
@@ -126,6 +127,7 @@ def load_source(
         raise SourceError(f"num_classes is a number from 0 to {limits.CLASSES}, got {num_classes}.")
     manifest: Mapping[str, Any] = {}
     code = None
+    source = original(source) if isinstance(source, nn.Module) else source
     parsed = None if isinstance(source, nn.Module) else parse_source(source, base)
     called = name or (type(source).__name__.lower() if parsed is None else speakable(parsed.default_name))
     if parsed is None:
@@ -141,6 +143,8 @@ def load_source(
         weights_hash = _load_local(parsed, model)
         manifest = manifest_of(parsed.weights, weights_hash)
         known = told(known, manifest)
+    if reason := unusable(model):
+        raise SourceError(f"'{called}': {reason}.")
     model.eval()
     preprocess = _preprocess(called, model, known, size, mean, std)
     classes, dense = _count_classes(called, model, preprocess, num_classes)
@@ -335,13 +339,10 @@ def _count_classes(name: str, model: nn.Module, preprocess: Preprocess, claimed:
     own = getattr(model, "num_classes", None)
     if isinstance(own, int) and not isinstance(own, bool) and claimed in (None, own):
         return own, False
-    try:
-        with torch.inference_mode():
-            out = model(torch.zeros(1, *preprocess.input_size))
-    except Exception as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        size = list(preprocess.input_size)
-        raise SourceError(f"'{name}' does not run on images of {size}: {line}. Give the right input_size.") from error
+    image = torch.zeros(1, *preprocess.input_size)
+    what = f"'{name}' does not run on images of {list(preprocess.input_size)}"
+    with torch.inference_mode(), explained(model, image, what, "Give the right input_size.", SourceError):
+        out = model(image)
     if not isinstance(out, Tensor) or out.ndim not in (2, 4):
         shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise SourceError(

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.nn.parameter import is_lazy
 
-from netsmith.errors import BudgetError
+from netsmith.errors import BudgetError, DissectionError
+from netsmith.trace.checks import eval_mode, explained, original, packed_tensors, shape_text
+from netsmith.trace.counting import multiply_adds
 
 _MOST = 1e30  # beyond it, somebody means something else
 _SUFFIX = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
@@ -158,78 +157,46 @@ def format_count(n: int | float, unit: str = "") -> str:
 
 
 def count_params(module: nn.Module) -> int:
-    """Parameters of a module; one that is used in several places counts once."""
-    return sum(p.numel() for p in module.parameters())
+    """Parameters of a module; one that is used in several places counts once, quantised weights like others."""
+    for name, p in module.named_parameters():
+        if is_lazy(p):
+            raise DissectionError(
+                f"{type(module).__name__}: the size of {name} is not known yet (a lazy layer); run the network once on"
+                " a batch"
+            )
+    return sum(t.numel() for t in [*module.parameters(), *packed_tensors(module)])
 
 
-def count_macs(module: nn.Module, input_shape: tuple[int, ...]) -> int:
+def count_macs(module: nn.Module, input_shape: tuple[int, ...] | Tensor) -> int:
     """Multiply-adds of one forward pass in eval mode for one input of shape `input_shape` (without batch).
 
-    Counted are convolutions and matrix products (`torch.utils.flop_counter`, halved). Nothing is computed: the pass
-    runs on shapes only, where fused attention counts in full, which it does not on the CPU in every release of torch.
+    Where inputs are no floating numbers (token ids), give a batch of examples in the place of the shape. Counted are
+    convolutions and products of matrices, in fused and quantised layers too; nothing is computed unless the network's
+    code decides by values. Under `torch.compile` and the wrappers of parallel training the network itself is counted.
+
+    Raises DissectionError for a network that does not run on one such input, and for an operation whose multiply-adds
+    are not known: its formula can be given by `torch.utils.flop_counter.register_flop_formula`.
     """
-    state = [*module.parameters(), *module.buffers()]
-    device = next((t.device for t in state), torch.device("cpu"))
-    dtype = next((t.dtype for t in state if t.is_floating_point()), torch.float32)
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    # Code that keeps tensors of its own, unregistered, cannot run on meta; fake tensors take those along. Code that
-    # decides by values needs real ones.
-    ways = [
-        (lambda t: torch.empty_like(t, device="meta"), torch.device("meta"), nullcontext()),
-        (fake.from_tensor, device, fake),
-        (lambda t: t.detach().clone(), device, nullcontext()),
-    ]
-    for convert, place, mode in ways[:-1]:
-        try:
-            return _flops(module, input_shape, convert, place, dtype, mode) // 2
-        except (RuntimeError, NotImplementedError, TypeError, AttributeError, ValueError):
-            continue
-    convert, place, mode = ways[-1]
-    return _flops(module, input_shape, convert, place, dtype, mode) // 2
-
-
-def _flops(
-    module: nn.Module,
-    input_shape: tuple[int, ...],
-    convert: Callable[[Tensor], Tensor],
-    device: torch.device,
-    dtype: torch.dtype,
-    mode: AbstractContextManager[Any],
-) -> int:
-    """Operations counted in a run of a twin of `module` whose parameters and buffers went through `convert`.
-
-    A twin, because a module may keep what it computes: the original must not come to hold tensors without values.
-    """
-    memo: dict[int, Any] = {}
-    for p in module.parameters():
-        memo[id(p)] = nn.Parameter(convert(p.detach()), requires_grad=False)
-    for b in module.buffers():
-        memo[id(b)] = convert(b)
-    twin = copy.deepcopy(module, memo).eval()
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), mode, counter:
-        twin(torch.zeros(1, *input_shape, device=device, dtype=dtype))
-    return counter.get_total_flops()
+    return multiply_adds(module, input_shape)
 
 
 def measure_latency(module: nn.Module, x: Tensor, *, warmup: int = 3, runs: int = 10) -> float:
-    """Median time of a forward pass on the batch `x` in eval mode without gradients, in ms."""
-    training = {m: m.training for m in module.modules()}
-    module.eval()
+    """Median time of a forward pass on the batch `x` in eval mode without gradients, in ms.
+
+    A compiled module is measured compiled. Raises DissectionError for a network that does not run on `x`.
+    """
     times = []
-    try:
-        with torch.no_grad():
-            for _ in range(warmup):
-                module(x)
-            for _ in range(runs):
-                _wait(x)
-                start = time.perf_counter()
-                module(x)
-                _wait(x)
-                times.append((time.perf_counter() - start) * 1e3)
-    finally:
-        for m, mode in training.items():
-            m.training = mode
+    label = type(original(module)).__name__
+    what, remedy = f"{label} does not run on a batch of {shape_text(x.shape)}", "Give a batch as the network takes it"
+    with eval_mode(module), explained(module, x, what, remedy), torch.no_grad():
+        for _ in range(warmup):
+            module(x)
+        for _ in range(runs):
+            _wait(x)
+            start = time.perf_counter()
+            module(x)
+            _wait(x)
+            times.append((time.perf_counter() - start) * 1e3)
     return statistics.median(times)
 
 
@@ -238,18 +205,19 @@ def _wait(x: Tensor) -> None:
         torch.cuda.synchronize(x.device)
 
 
-def memory_bytes(module: nn.Module, input_shape: tuple[int, ...], batch: int) -> int:
+def memory_bytes(module: nn.Module, input_shape: tuple[int, ...] | Tensor, batch: int) -> int:
     """Estimated peak memory of inference on `batch` inputs, in bytes: weights and buffers, and the largest input plus
     output of any one leaf module (what must be alive at once, save tensors kept for a shortcut).
 
-    `input_shape` is without batch.
+    `input_shape` is as for `count_macs`.
     """
-    weights = sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])
-    return weights + batch * peak_bytes(module, input_shape)
+    state = [*module.parameters(), *module.buffers(), *packed_tensors(module)]
+    return sum(t.numel() * t.element_size() for t in state) + batch * peak_bytes(module, input_shape)
 
 
-def peak_bytes(module: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """Bytes of the largest input plus output of any one leaf module, for one image of shape `input_shape`."""
+def peak_bytes(module: nn.Module, input_shape: tuple[int, ...] | Tensor) -> int:
+    """Bytes of the largest input plus output of any one leaf module, or of the whole, for one input."""
+    module = original(module)
     peak = 0
 
     def size(value: Any) -> int:
@@ -261,8 +229,13 @@ def peak_bytes(module: nn.Module, input_shape: tuple[int, ...]) -> int:
         nonlocal peak
         peak = max(peak, size(args) + size(output))
 
-    leaf_modules = [m for m in module.modules() if not any(True for _ in m.children())]
-    hooks = [m.register_forward_hook(hook) for m in leaf_modules]
+    modules = [module, *(m for m in module.modules() if not any(True for _ in m.children()))]
+    if any(isinstance(m, torch.jit.ScriptModule) for m in modules):
+        raise DissectionError(
+            f"{type(module).__name__}: the memory of TorchScript cannot be estimated, as its layers are not seen; load"
+            " the network as plain PyTorch code"
+        )
+    hooks = [m.register_forward_hook(hook) for m in modules]
     try:
         count_macs(module, input_shape)
     finally:

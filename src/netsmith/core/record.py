@@ -72,6 +72,7 @@ class Call:
     end: Ref | None = None
     own_steps: int = 0
     children: list[Call] = field(default_factory=list)
+    outputs: tuple[Ref, ...] = ()  # all tensors that it returned and that depend on the network's input
 
 
 @dataclass(eq=False)
@@ -176,6 +177,7 @@ class Recording(TorchFunctionMode):
         self._held: list[Tensor] = []
         self.output = self._run(x)
         self.result = self._ref(self.output) if isinstance(self.output, Tensor) else None
+        self._end_calls()
 
     def _run(self, x: Tensor) -> Any:
         x = x.detach().clone()
@@ -184,9 +186,14 @@ class Recording(TorchFunctionMode):
         self.calls.append(root)
         self._add("input", "input", (), {}, (x,), (), derived=True)
         self._label(x, Ref(0))
+        # torch calls the hooks of all modules before those of one, and a user's hook may change the output: what it
+        # does belongs to its module, so there the end is seen by a hook of the module, after the others
+        hooked = [m for m in self.model.modules() if m._forward_hooks and not isinstance(m, torch.jit.ScriptModule)]
+        self._hooked = set(map(id, hooked))
         hooks = [
             register_module_forward_pre_hook(self._enter),
-            register_module_forward_hook(self._leave, with_kwargs=True),
+            register_module_forward_hook(self._leave_unless_hooked, with_kwargs=True),
+            *(m.register_forward_hook(self._leave, with_kwargs=True) for m in hooked),
         ]
         try:
             with torch.no_grad(), self:
@@ -200,6 +207,9 @@ class Recording(TorchFunctionMode):
     def _enter(self, module: nn.Module, args: Any) -> None:
         with torch._C.DisableTorchFunction():
             self._entered(module, args)
+
+    def _leave_unless_hooked(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        return None if id(module) in self._hooked else self._leave(module, args, kwargs, output)
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         with torch._C.DisableTorchFunction():
@@ -234,19 +244,26 @@ class Recording(TorchFunctionMode):
             parent = self._stack[-1]
             call = Call(path or "", self._counts[path or ""], parent, len(self.steps), module)
             output = self._record("module", path, self._given, kwargs, output, self._before)
-            call.stop, call.end = len(self.steps), self._single(output)
+            call.stop, call.outputs = len(self.steps), self._outputs(output)
             parent.children.append(call)
             self.calls.append(call)
             return output
         elif path is not None:
             call = self._stack[-1] if path == "" else self._stack.pop()
-            call.stop, call.end = len(self.steps), self._single(output)
+            call.stop, call.outputs = len(self.steps), self._outputs(output)
         return None
 
-    def _single(self, output: Any) -> Ref | None:
-        """The one input-dependent tensor of a module's output, if there is exactly one."""
-        found = [ref for _, t in tensors(output) if (ref := self._ref(t)) and self.steps[ref.step].derived]
-        return found[0] if len(found) == 1 else None
+    def _outputs(self, output: Any) -> tuple[Ref, ...]:
+        """The input-dependent tensors of a module's output."""
+        return tuple(ref for _, t in tensors(output) if (ref := self._ref(t)) and self.steps[ref.step].derived)
+
+    def _end_calls(self) -> None:
+        """Give each call the one tensor that it hands on, if there is exactly one that anybody reads."""
+        last_reader = {ref: step.index for step in self.steps for ref in step.refs()}
+        for call in self.calls:
+            read = [r for r in call.outputs if r == self.result or last_reader.get(r, -1) >= call.stop]
+            ends = call.outputs if len(call.outputs) == 1 else read
+            call.end = ends[0] if len(ends) == 1 else None
 
     # -- functions ---------------------------------------------------------------------------------------------------
 

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from netsmith.errors import DissectionError
+from netsmith.trace.checks import check_inputs, check_readable, explained, shape_text, uncompiled
 
 
 def check_arguments(model: nn.Module, x: Tensor, label: str) -> None:
-    """Refuse (DissectionError) an example that is no batch, and a network that needs more than one input."""
+    """Refuse (DissectionError) an example that is no batch, and a network that cannot be looked into or that needs more
+    than one input."""
     if x.ndim < 2 or 0 in x.shape:
         raise DissectionError(
             f"{label}: expected an example batch (n, ...) such as (1, 3, 224, 224), but the example has shape"
             f" {shape_text(x.shape)}"
         )
-    required = [
-        p.name
-        for p in inspect.signature(model.forward).parameters.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
-    if len(required) > 1:
-        raise DissectionError(
-            f"{label}: expected a network that takes one tensor, but its forward needs {len(required)} inputs"
-            f" ({', '.join(required)}); wrap it in a module whose forward takes one and fills in the others"
-        )
+    if x.is_meta:
+        raise DissectionError(f"{label}: the example is on the meta device and has no values; give torch.zeros(...)")
+    check_readable(model, label)
+    check_inputs(model, label)
 
 
 def trial_batches(example: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,15 +41,11 @@ def trial_batches(example: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def run_whole(model: nn.Module, x: Tensor, label: str) -> Tensor:
-    """The network's output for `x`; refuses (DissectionError) anything but one finite tensor with the batch first."""
-    try:
-        with torch.no_grad():
-            out = model(x.clone())
-    except Exception as error:
-        raise DissectionError(
-            f"{label} fails on an example of shape {shape_text(x.shape)}: {type(error).__name__}: {error}. Give an "
-            "example of the size it was built for"
-        ) from error
+    """The network's output for `x`; refuses (DissectionError) anything but one finite tensor with the batch first, the
+    same each time."""
+    what = f"{label} fails on an example of shape {shape_text(x.shape)}"
+    with explained(model, x, what, "Give an example of the size it was built for"), torch.no_grad():
+        out = model(x.clone())
     if not isinstance(out, Tensor):
         what = f"a {type(out).__name__}" + (f" of {len(out)}" if isinstance(out, (tuple, list, dict)) else "")
         raise DissectionError(
@@ -67,29 +58,53 @@ def run_whole(model: nn.Module, x: Tensor, label: str) -> Tensor:
             f"{shape_text(out.shape)}"
         )
     if not bool(torch.isfinite(out).all()):
+        where = _first(model, x, lambda _, now: not bool(torch.isfinite(now).all()))
         raise DissectionError(
-            f"{label} gives NaN or infinite values on the example, first in {_first_not_finite(model, x)}; check its"
-            " weights and the scale of the input"
+            f"{label} gives NaN or infinite values on the example, first in {where}; check its weights and the scale of"
+            " the input"
+        )
+    with explained(model, x, what, "It ran on it before; remove what it keeps from run to run"), torch.no_grad():
+        again = model(x.clone())
+    if differ(out, again):
+        raise DissectionError(
+            f"{label} gives another output each time it runs in eval mode, first in {_first(model, x, differ)}, so"
+            " nothing can be shown of it; make it deterministic (no random numbers or counters in eval mode, in hooks"
+            " neither)"
         )
     return out
 
 
-def _first_not_finite(model: nn.Module, x: Tensor) -> str:
-    found: list[str] = []
-    names = {id(m): n or "the network itself" for n, m in model.named_modules()}
+def differ(before: Tensor, now: Tensor) -> bool:
+    """Whether two outputs differ by more than the order of parallel sums explains."""
+    if before.shape != now.shape:
+        return True
+    if not before.is_floating_point():
+        return not torch.equal(before, now)
+    return float((before - now).abs().max()) > 1e-4 * float(before.abs().max()) if before.numel() else False
+
+
+def _first(model: nn.Module, x: Tensor, wrong: Callable[[Tensor, Tensor], bool]) -> str:
+    """The first module, in the order in which they end, whose outputs in two runs are `wrong`."""
+    outputs: list[list[tuple[nn.Module, Tensor]]] = []
 
     def hook(module: nn.Module, _: object, out: object) -> None:
-        if not found and isinstance(out, Tensor) and not bool(torch.isfinite(out).all()):
-            found.append(f"{names[id(module)]} ({type(module).__name__})")
+        if isinstance(out, Tensor):
+            outputs[-1].append((module, out.clone()))
 
-    hooks = [m.register_forward_hook(hook) for m in model.modules()]
+    hooks = [m.register_forward_hook(hook) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
     try:
         with torch.no_grad():
-            model(x.clone())
+            for _ in range(2):
+                outputs.append([])
+                model(x.clone())
     finally:
         for h in hooks:
             h.remove()
-    return found[0] if found else "its last operation"
+    names = {m: n or "the network itself" for n, m in model.named_modules()}
+    for (module, before), (_, now) in zip(*outputs, strict=False):
+        if wrong(before, now):
+            return f"{names[module]} ({type(module).__name__})"
+    return "its last operation"
 
 
 @contextmanager
@@ -97,7 +112,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """Put back the mode of every module, every buffer and the random state.
 
     Meanwhile torch's transformer layers run their own code, as they do while they are recorded, and not the fused
-    kernel that stands in for it in eval mode, whose numbers are a little different.
+    kernel that stands in for it in eval mode, whose numbers are a little different; compiled modules run as plain code.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
     modes = {m: m.training for m in model.modules()}
@@ -105,7 +120,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), uncompiled():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -115,8 +130,3 @@ def untouched(model: nn.Module) -> Iterator[None]:
             for buffer, before in buffers:
                 if not torch.equal(buffer, before):
                     buffer.copy_(before)
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    """A shape for messages: 3x32x32."""
-    return "x".join(str(s) for s in shape) or "()"

@@ -1,0 +1,1 @@
+"""What a network computes: runs of it, and what they show."""
