@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import copy
 import os
 import pickle
 from pathlib import Path
@@ -193,3 +194,46 @@ def test_networks_that_ask_for_the_version_of_their_weights():
     a, b = (torchvision.models.mnasnet0_5(weights=None, num_classes=3) for _ in range(2))
     load_state(b, dict(a.state_dict()), "weights.safetensors")
     assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.", "backbone.", "model.backbone.", "encoder.0."])
+def test_a_prefix_of_all_names_is_passed_over_whatever_it_is(net, tmp_path, prefix):
+    other = copy.deepcopy(net)
+    state = {prefix + k: torch.full_like(v, 0.5) for k, v in net.state_dict().items()}
+    torch.save({"epoch": 3, "state_dict": state}, tmp_path / "w.pt")
+    load_state(net, load_weights_file(tmp_path / "w.pt"), "w.pt")
+    assert all((p == 0.5).all() for p in net.parameters())
+    wrapped = nn.ModuleDict({"inner": other})
+    load_state(wrapped, state, "w.pt")
+    assert all((p == 0.5).all() for p in wrapped.parameters())
+    plain = {k: torch.full_like(v, 0.25) for k, v in other.state_dict().items()}
+    load_state(wrapped, plain, "w.pt")
+    assert all((p == 0.25).all() for p in wrapped.parameters())
+
+
+def test_a_prefix_with_weights_of_another_network_behind_it_is_refused(net):
+    with pytest.raises(WeightsError, match=r"missing, 8 of 9: 0.weight.*\n.*unexpected, 2 of 2: model.0.weight, model"):
+        load_state(net, {"model.0.weight": torch.zeros(1), "model.0.bias": torch.zeros(1)}, "w.pt")
+
+
+def test_a_network_inside_a_larger_state_is_pointed_at(net):
+    state = {f"model.{k}": v for k, v in net.state_dict().items()} | {"loss.weight": torch.zeros(3)}
+    with pytest.raises(WeightsError) as error:
+        load_state(net, state, "w.ckpt")
+    assert "All of the network's are there under 'model.', beside others (loss.weight): save those" in str(error.value)
+    assert "Did you mean" not in str(error.value)
+
+
+def test_the_only_state_dict_of_a_checkpoint_is_found_under_any_name(net, tmp_path):
+    state = net.state_dict()
+    torch.save({"epoch": 3, "student": state, "optimizer": {"state": {}, "lr": 0.1}}, tmp_path / "w.pt")
+    assert same(load_weights_file(tmp_path / "w.pt"), state)
+    torch.save({"student": state, "teacher": state}, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=r"student \(OrderedDict\), teacher \(OrderedDict\) are not tensors"):
+        load_weights_file(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_take_the_networks(net, dtype):
+    load_state(net, {f"model.{k}": v.to(dtype) if v.is_floating_point() else v for k, v in net.state_dict().items()}, "w")
+    assert {p.dtype for p in net.parameters()} == {torch.float32}

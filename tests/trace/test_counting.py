@@ -245,8 +245,10 @@ def test_memory_of_a_network_without_layers_is_not_that_of_its_weights_alone():
     assert memory_bytes(net, (5, 8), 1) == 4 * (8 * 4 + 5 * 8 + 5 * 4)
 
 
-def test_lazy_layers_have_multiply_adds_but_no_number_of_params_yet():
+@pytest.mark.parametrize("count", [count_params, lambda net: count_macs(net, (4,))])
+def test_lazy_layers_are_asked_for_a_run(count):
     net = nn.Sequential(nn.LazyLinear(3))
-    assert count_macs(net, (4,)) == 12
-    with pytest.raises(DissectionError, match=r"0.weight is not known yet \(a lazy layer\); run the network once"):
-        count_params(net)
+    with pytest.raises(DissectionError, match=r"0.weight is not known yet \(a lazy layer\). Run the network once"):
+        count(net)
+    net(torch.ones(1, 4))
+    assert count(net) in (15, 12)

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from netsmith.errors import BudgetError, DissectionError
-from netsmith.trace.checks import eval_mode, explained, original, packed_tensors, shape_text
+from netsmith.trace.checks import check_sizes, eval_mode, explained, original, packed_tensors, shape_text
 from netsmith.trace.counting import multiply_adds
 
 _MOST = 1e30  # beyond it, somebody means something else
@@ -158,12 +157,7 @@ def format_count(n: int | float, unit: str = "") -> str:
 
 def count_params(module: nn.Module) -> int:
     """Parameters of a module; one that is used in several places counts once, quantised weights like others."""
-    for name, p in module.named_parameters():
-        if is_lazy(p):
-            raise DissectionError(
-                f"{type(module).__name__}: the size of {name} is not known yet (a lazy layer); run the network once on"
-                " a batch"
-            )
+    check_sizes(module)
     return sum(t.numel() for t in [*module.parameters(), *packed_tensors(module)])
 
 

@@ -156,7 +156,7 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
     while isinstance(content, Mapping):
         if content and all(isinstance(value, Tensor) for value in content.values()):
             return {str(key): value for key, value in content.items()}
-        key = next((k for k in WRAPPERS if isinstance(content.get(k), Mapping)), None)
+        key = next((k for k in WRAPPERS if isinstance(content.get(k), Mapping)), None) or _only_state(content)
         if key is None:
             break
         passed = [k for k in WRAPPERS if k != key and isinstance(content.get(k), Mapping)]
@@ -174,6 +174,16 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
         f"{place} is no state_dict: {_some(odd)} {'is' if len(odd) == 1 else 'are'} not tensors, and there is none of "
         f"the wrappers that are understood ({', '.join(WRAPPERS)})."
     )
+
+
+def _only_state(content: Mapping[Any, Any]) -> Any:
+    """The key of the one entry that is a state dict, under whatever name a training script gave it (`net`, `encoder`)."""
+    keys = [k for k, v in content.items() if isinstance(v, Mapping) and v and all(map(_is_tensor, v.values()))]
+    return keys[0] if len(keys) == 1 else None
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
 
 
 def _plain_names(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -196,6 +206,26 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
+def _renamed(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The same weights under the names of `model`, where one prefix of all names, here or there, is what differs."""
+    if not mismatch(model, state):
+        return state
+    here, there = _prefix(model.state_dict()), _prefix(state)
+    renamed = {here + name.removeprefix(there): t for name, t in state.items()}
+    if mismatch(model, renamed):
+        return state
+    _log.info("the names of the weights begin with '%s' where the network's begin with '%s'", there, here)
+    return renamed
+
+
+def _prefix(names: Iterable[str]) -> str:
+    """What all names have in common at their beginning, in whole parts: `model.backbone.`."""
+    split = [name.split(".")[:-1] for name in names]
+    parts = [firsts[0] for firsts in zip(*split, strict=False)] if split else []
+    same = [len({tuple(s[: i + 1]) for s in split}) == 1 for i in range(len(parts))]
+    return "".join(part + "." for part, one in zip(parts, same, strict=True) if one)
+
+
 def mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     """What keeps `state` from fitting `model` exactly, one line for each kind of fault; empty when it fits.
 
@@ -210,13 +240,27 @@ def mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     if missing:
         lines.append(f"missing, {len(missing)} of {len(own)}: {_some(missing)}")
     if unexpected:
-        near = [did_you_mean(unexpected[0], missing)] if missing else []
+        near = [_beside_prefix(own, state) or did_you_mean(unexpected[0], missing)] if missing else []
         lines.append(" ".join([f"unexpected, {len(unexpected)} of {len(state)}: {_some(unexpected)}.", *near]))
     if misshapen:
         shapes = [f"{k} {tuple(state[k].shape)} where the network has {tuple(own[k].shape)}" for k in misshapen]
         lines.append(f"misshapen, {len(misshapen)}: {_some(shapes)}")
         lines.extend(_classes_hint(own, state, misshapen))
     return lines
+
+
+def _beside_prefix(own: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """A sentence for a network that lies under one prefix of a larger state, as it does in a training module."""
+    names = [k for k in own if k.rpartition(".")[2] != _COUNTER]
+    for key in state:
+        prefix = key.removesuffix(names[0]) if key.endswith("." + names[0]) else ""
+        if prefix and all(prefix + name in state for name in names):
+            others = [k for k in state if not k.startswith(prefix)]
+            return (
+                f"All of the network's are there under '{prefix}', beside others ({_some(others)}): save"
+                f" those under '{prefix}' by themselves."
+            )
+    return ""
 
 
 def _classes_hint(own: Mapping[str, Any], state: Mapping[str, Tensor], misshapen: Iterable[str]) -> list[str]:
@@ -237,12 +281,14 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
 
     Args:
         model: changed in place; untouched when there is an error.
-        state: tensors by name; cast to the model's own types.
+        state: tensors by name; cast to the model's own types. A prefix that all names share, here or there and not in
+            both, is passed over.
         where: what to call the weights in an error.
 
     Raises:
         WeightsError: lists missing, unexpected and misshapen keys.
     """
+    state = _renamed(model, state)
     faults = mismatch(model, state)
     if faults:
         raise WeightsError(f"The weights of {where} do not fit {type(model).__name__}:\n  " + "\n  ".join(faults))

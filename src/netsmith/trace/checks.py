@@ -76,14 +76,27 @@ def check_inputs(model: nn.Module, label: str) -> None:
         raise DissectionError(f"{label}: expected a network that takes one tensor, but {needed}; {_WRAP}")
 
 
+def check_sizes(model: nn.Module) -> None:
+    """Raise DissectionError for a network with lazy layers that have not run yet."""
+    if name := next((n for n, t in _state(model) if is_lazy(t)), ""):
+        raise DissectionError(f"{type(model).__name__}: the size of {name} {_LAZY}")
+
+
+_LAZY = "is not known yet (a lazy layer). Run the network once on a batch"
+
+
+def _state(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
 def unusable(model: nn.Module) -> str:
     """Return why a network cannot be run like others, with the way out; empty where it can.
 
     Its weights have no values (on the meta device, in lazy layers), or it is a program of `torch.export`.
     """
-    for name, t in [*model.named_parameters(), *model.named_buffers()]:
+    for name, t in _state(model):
         if is_lazy(t):
-            return f"the size of {name} is not known yet (a lazy layer). Run the network once on a batch"
+            return f"the size of {name} {_LAZY}"
         if t.is_meta:
             return (
                 f"{name} is on the meta device and has no values. Load the weights first:"
@@ -91,8 +104,8 @@ def unusable(model: nn.Module) -> str:
             )
     if isinstance(model, torch.fx.GraphModule) and "eval" in vars(model):  # torch.export puts a refusal there
         return (
-            "it is a program of torch.export, made for one mode and the shapes of its example. Give the network of which"
-            " it was made"
+            "it is a program of torch.export, made for one mode and the shapes of its example. Give the network that was"
+            " exported"
         )
     return ""
 
@@ -164,7 +177,7 @@ def _cause(model: nn.Module, x: Tensor, text: str) -> str:
         return reason
     if needed := _inputs_needed(model):
         return f"{needed}; {_WRAP}"
-    state = [*model.named_parameters(), *model.named_buffers()]
+    state = _state(model)
     places = list(dict.fromkeys(t.device for _, t in state))
     if places and x.device not in places:
         return f"its weights are on {places[0]} and its input is on {x.device}. Move one of them with .to()"

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from netsmith.errors import DissectionError, NetsmithError
-from netsmith.trace.checks import check_inputs, eval_mode, explained, original, packed, shape_text, uncompiled
+from netsmith.trace.checks import check_inputs, check_sizes, eval_mode, explained, original, packed, shape_text, uncompiled
 
 # Words in the names of torch's operations that multiply and sum. One of them without a formula is refused.
 _PRODUCTS = frozenset(
@@ -147,6 +147,7 @@ def multiply_adds(module: nn.Module, given: Tensor | tuple[int, ...]) -> int:
     module = original(module)
     label = type(module).__name__
     check_inputs(module, label)
+    check_sizes(module)
     state = [*module.parameters(), *module.buffers()]
     device = next((t.device for t in state), torch.device("cpu"))
     if isinstance(given, Tensor):
