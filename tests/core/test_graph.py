@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from netsmith.core.graph import dissect
 from netsmith.errors import DissectionError
+from netsmith.reassembly.representation import on_grid, pooled
 
 
 def plain_cnn(*, inplace: bool = True) -> nn.Sequential:
@@ -320,3 +321,162 @@ def test_refusals_say_what_was_expected_and_what_came():
         chain(torch.randn(1, 3, 8, 8))
     with pytest.raises(IndexError, match="units 0 to 3; there is no 2:6"):
         chain.part(2, 6)
+
+
+def chain_of(dims: int) -> nn.Sequential:
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+    norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dims - 1]
+    pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[dims - 1]
+    layers: list[nn.Module] = [conv(3, 8, 3, padding=1)]
+    for _ in range(5):
+        layers += [conv(8, 8, 3, padding=1), norm(8), nn.ReLU()]
+    return nn.Sequential(*layers, pool(1), nn.Flatten(), nn.Linear(8, 10))
+
+
+@pytest.mark.parametrize(("dims", "kind"), [(1, "NCL"), (2, "NCHW"), (3, "NCDHW")])
+def test_signals_images_and_volumes_are_cut_alike(dims, kind):
+    model = chain_of(dims).eval()
+    sizes = (6, 7, 8)[:dims]
+    chain = dissect(model, torch.randn(1, 3, *sizes))
+    assert len(chain) == 5
+    assert {(u.layout.kind, u.layout.channels) for u in chain.units} == {(kind, 8)}
+    assert chain.units[0].macs == 8 * 8 * 3**dims * int(torch.tensor(sizes).prod())
+    x = torch.randn(3, 3, *sizes)
+    assert torch.equal(chain(x), model(x))
+    value = chain.run(0, 2, chain.stem(x))
+    assert torch.allclose(pooled(value, chain.cuts[2].layout), value.flatten(2).mean(2), atol=1e-6)
+    assert torch.allclose(on_grid(value, chain.cuts[2].layout, 1)[:, 0], value.flatten(2).mean(2), atol=1e-6)
+    assert on_grid(value, chain.cuts[2].layout, 2).shape == (3, 4, 8)
+
+
+def test_a_strided_signal_with_a_residual_has_its_channels_first():
+    class Residual(nn.Module):
+        def __init__(self, stride: int) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv1d(6, 6, 3, stride, 1), nn.Conv1d(6, 6, 3, padding=1)
+            self.stride = stride
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.b(F.relu(self.a(x))) + F.max_pool1d(x, 1, self.stride))
+
+    net = nn.Sequential(nn.Conv1d(2, 6, 7, padding=3), *[Residual(1 + i % 2) for i in range(5)], nn.Flatten())
+    chain = dissect(net, torch.randn(1, 2, 64))
+    assert [u.name for u in chain.units] == ["1", "2", "3", "4", "5"]
+    assert [u.out_shape for u in chain.units] == [(6, 64), (6, 32), (6, 32), (6, 16), (6, 16)]
+    assert {u.layout.kind for u in chain.units} == {"NCL"}
+
+
+class Stacked(nn.Module):
+    """Recurrent layers, of whose outputs only the sequence is read."""
+
+    def __init__(self, kind: type[nn.RNNBase], *, batch_first: bool) -> None:
+        super().__init__()
+        self.batch_first = batch_first
+        self.first = nn.Linear(3, 8)
+        self.layers = nn.ModuleList([kind(8, 8, batch_first=batch_first) for _ in range(5)])
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = x if self.batch_first else x.transpose(0, 1)
+        for layer in self.layers:
+            x, _ = layer(x)
+        return self.last(x[:, -1] if self.batch_first else x[-1])
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+def test_recurrent_layers_are_units_where_nobody_reads_their_states(kind):
+    model = Stacked(kind, batch_first=True).eval()
+    chain = dissect(model, torch.randn(1, 6, 3))
+    assert [u.name for u in chain.units][:4] == [f"layers.{i}" for i in range(4)]
+    x = torch.randn(3, 6, 3)
+    assert torch.equal(chain(x), model(x))
+
+
+class Pairs(nn.Module):
+    """A layer that hands on a second tensor, which nobody reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(4, 4, 1, 1)), nn.Parameter(torch.randn(4, 4, 3, 3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weights = F.conv2d(x, self.a).sigmoid()
+        return x + F.conv2d(weights * x, self.b, padding=1), weights
+
+
+def test_a_second_output_that_nobody_reads_does_not_hide_a_layer():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.blocks = nn.Conv2d(3, 4, 1), nn.ModuleList([Pairs() for _ in range(5)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            for block in self.blocks:
+                x = block(x)[0]
+            return x.mean((2, 3))
+
+    model = Net().eval()
+    chain = dissect(model, torch.randn(1, 3, 8, 8))
+    assert [u.name for u in chain.units] == [f"blocks.{i}" for i in range(5)]
+    x = torch.randn(3, 3, 8, 8)
+    assert torch.equal(chain(x), model(x))
+
+
+def test_sequences_before_the_batch_are_refused_with_the_true_cause():
+    message = r"the batch is the second axis, after the sequence \(6x1x.*batch_first=True"
+    with pytest.raises(DissectionError, match=message):
+        dissect(Stacked(nn.GRU, batch_first=False), torch.randn(1, 6, 3))
+
+    class Transformer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(3, 8)
+            self.layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 5, enable_nested_tensor=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(self.first(x).transpose(0, 1)).mean(0)
+
+    with pytest.raises(DissectionError, match=message):
+        dissect(Transformer(), torch.randn(1, 6, 3))
+
+
+class Addmm(nn.Module):
+    """The linear layer of GPT-2 in transformers (Conv1D)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs) / 4), nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight)
+        return flat.view(*x.shape[:-1], -1)
+
+
+class Mm(Addmm):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.mm(x.reshape(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1) + self.bias
+
+
+class Baddbmm(Addmm):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight.expand(x.shape[0], -1, -1))
+
+
+@pytest.mark.parametrize("layer", [Addmm, Mm, Baddbmm])
+def test_products_of_matrices_are_layers_however_they_are_called(layer):
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.up, self.down = nn.LayerNorm(8), layer(8, 16), layer(16, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.down(F.gelu(self.up(self.norm(x))))
+
+    model = nn.Sequential(layer(3, 8), *[Block() for _ in range(5)], nn.LayerNorm(8)).eval()
+    chain = dissect(model, torch.randn(1, 6, 3))
+    assert [u.name for u in chain.units] == ["1", "2", "3", "4", "5"]
+    assert chain.units[0].macs == 2 * 6 * 8 * 16
+    x = torch.randn(3, 6, 3)
+    assert torch.equal(chain(x), model(x))

@@ -235,5 +235,6 @@ def test_the_only_state_dict_of_a_checkpoint_is_found_under_any_name(net, tmp_pa
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_another_precision_take_the_networks(net, dtype):
-    load_state(net, {f"model.{k}": v.to(dtype) if v.is_floating_point() else v for k, v in net.state_dict().items()}, "w")
+    state = {f"model.{k}": v.to(dtype) if v.is_floating_point() else v for k, v in net.state_dict().items()}
+    load_state(net, state, "w.pt")
     assert {p.dtype for p in net.parameters()} == {torch.float32}

@@ -25,6 +25,7 @@ from netsmith.reassembly.adapters import (
 def cut(kind: str, channels: int, grid: tuple[int, int] | None, prefix: int = 0, length: int = 0) -> Cut:
     h, w = grid or (length, 1)
     shape = {"NCHW": (channels, h, w), "NHWC": (h, w, channels), "NLC": (prefix + h * w, channels), "NC": (channels,)}
+    shape |= {"NCL": (channels, length), "NCDHW": (channels, length, h, w)}
     return Cut(0, "cut", Layout(kind, channels, grid, prefix), shape[kind])  # type: ignore[arg-type]
 
 
@@ -37,6 +38,7 @@ CUTS = [
     cut("NLC", 6, (8, 8)),
     cut("NLC", 6, None, length=10),
     cut("NC", 11, None),
+    cut("NCL", 7, None, length=9),
 ]
 
 
@@ -60,7 +62,16 @@ def test_identity_costs_nothing_and_changes_nothing():
     assert str(spec) == "identity"
 
 
-@pytest.mark.parametrize("at", CUTS[:6])
+def test_volumes_have_no_adapter_yet():
+    volume = cut("NCDHW", 4, (3, 3), length=2)
+    assert isinstance(build_adapter(adapter_spec(volume, volume, "identity")), nn.Identity)
+    with pytest.raises(
+        RecipeError, match=r"no adapter joins volumes \(N, C, D, H, W\) yet: .*not NCDHW 4x2x3x3 -> NCHW"
+    ):
+        adapter_spec(volume, CUTS[0])
+
+
+@pytest.mark.parametrize("at", [*CUTS[:6], CUTS[-1]])
 def test_maps_are_read_back_from_every_layout(at: Cut):
     x = torch.randn(2, *at.shape)
     features, prefix = to_map(x, at.layout)

@@ -8,6 +8,7 @@ layer with the norms, activations and pools that follow it is the smallest unit.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,11 @@ _WEIGHTED_FUNCTIONS = frozenset(
         "einsum",
         "matmul",
         "__matmul__",
+        "mm",
+        "addmm",
         "bmm",
+        "baddbmm",
+        "tensordot",
         "bilinear",
     }
 )
@@ -76,6 +81,26 @@ def cut_points(recording: Recording) -> list[Point]:
 
     The first is the input itself, the last the output.
     """
+    keys = _end_keys(recording)
+    return [
+        Point(keys.get(ref) or (step.owner.path, step.owner.count, step.ordinal), ref, shape[1:])
+        for step, ref, shape in _crossed(recording)
+        if shape[0] == recording.batch
+    ]
+
+
+def sequence_first(recording: Recording) -> tuple[int, ...] | None:
+    """The shape of a point that every path crosses and whose second axis is the batch, where several are so."""
+    shapes = [
+        shape
+        for _, _, shape in _crossed(recording)
+        if len(shape) > 2 and shape[1] == recording.batch and shape[0] != recording.batch
+    ]
+    return shapes[0] if len(shapes) > 1 else None
+
+
+def _crossed(recording: Recording) -> list[tuple[Step, Ref, tuple[int, ...]]]:
+    """All points that every path from input to output crosses with exactly one tensor, with its shape, in order."""
     assert recording.result is not None
     graph = nx.DiGraph()
     used: dict[int, set[Ref]] = {recording.result.step: {recording.result}}
@@ -95,7 +120,6 @@ def cut_points(recording: Recording) -> list[Point]:
     chain = [last]
     while chain[-1] != 0:
         chain.append(above[chain[-1]])
-    keys = _end_keys(recording)
     points = []
     for i in reversed(chain):
         step = recording.steps[i]
@@ -104,8 +128,8 @@ def cut_points(recording: Recording) -> list[Point]:
             continue
         ref = next(iter(refs))
         shape = step.shapes.get(ref.path, ())
-        if len(shape) >= 2 and shape[0] == recording.batch:
-            points.append(Point(keys.get(ref) or (step.owner.path, step.owner.count, step.ordinal), ref, shape[1:]))
+        if len(shape) >= 2:
+            points.append((step, ref, shape))
     return points
 
 
@@ -299,9 +323,11 @@ def choose(recording: Recording, points: Sequence[Point], *, flat: bool = False)
     `flat` keeps vectors (`(n, c)`) too, for networks whose input is one. The strictest level that gives enough units
     wins; where none does, the one that gives most.
     """
+    volumes = len(recording.steps[0].shapes[()]) == 5
+    ranks = frozenset({2, 3} | ({1} if flat else set()) | ({4} if volumes else set()))
     best: list[Boundary] = []
     for level in range(3):
-        kept = _thin(_Tree(recording, points, level).pieces(), recording, flat)
+        kept = _thin(_Tree(recording, points, level).pieces(), recording, ranks)
         if len(kept) > len(best):
             best = kept
         if len(best) > ENOUGH:
@@ -309,8 +335,8 @@ def choose(recording: Recording, points: Sequence[Point], *, flat: bool = False)
     return best
 
 
-def _thin(pieces: list[_Piece], recording: Recording, flat: bool) -> list[Boundary]:
-    pieces = pieces[: _collapse(pieces, flat)]
+def _thin(pieces: list[_Piece], recording: Recording, ranks: frozenset[int]) -> list[Boundary]:
+    pieces = pieces[: _collapse(pieces, 1 in ranks)]
     groups: list[list[_Piece]] = []
     pending: list[_Piece] = []
     for piece in pieces:
@@ -330,7 +356,7 @@ def _thin(pieces: list[_Piece], recording: Recording, flat: bool) -> list[Bounda
     names: set[str] = set()
     for group in groups:
         # flattened or lost a dimension on the way: end where the tensor still has a layout
-        ends = [p for p in group if _usable(p.point.shape, flat)]
+        ends = [p for p in group if len(p.point.shape) in ranks]
         main = next((p for p in group if p.block), None) or next(p for p in group if p.weights)
         if not ends or ends[-1].point.ref == recording.result or group.index(ends[-1]) < group.index(main):
             continue
@@ -350,10 +376,6 @@ def _joins(group: list[_Piece], piece: _Piece) -> bool:
     return main.inline and piece.quiet
 
 
-def _usable(shape: tuple[int, ...], flat: bool) -> bool:
-    return len(shape) in (2, 3) or (flat and len(shape) == 1)
-
-
 def _collapse(pieces: Sequence[_Piece], flat: bool) -> int:
     """The index of the first piece that pools all positions into one: it and all after it belong to the head."""
     if flat:
@@ -362,7 +384,7 @@ def _collapse(pieces: Sequence[_Piece], flat: bool) -> int:
     for i, piece in enumerate(pieces):
         shape = piece.point.shape
         now = _positions(shape)
-        if len(shape) == 1 or (len(shape) in (2, 3) and now == 1 and positions >= 16):
+        if len(shape) == 1 or (now == 1 and positions >= 16):
             return i
         positions = now or positions
     return len(pieces)
@@ -370,6 +392,8 @@ def _collapse(pieces: Sequence[_Piece], flat: bool) -> int:
 
 def _positions(shape: tuple[int, ...]) -> int:
     """How many positions a tensor has, whichever way it is laid out; 0 when its rank says nothing."""
-    if len(shape) == 3:
-        return min(shape[0] * shape[1], shape[1] * shape[2])
-    return shape[0] if len(shape) == 2 else 0
+    if len(shape) in (3, 4):
+        return min(math.prod(shape[:-1]), math.prod(shape[1:]))
+    if len(shape) == 2:
+        return 1 if shape[1] == 1 else shape[0]
+    return 0

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from netsmith.core.cuts import Boundary, choose, cut_points, find, leaking, opened_by
+from netsmith.core.cuts import Boundary, choose, cut_points, find, leaking, opened_by, sequence_first
 from netsmith.core.layout import Layout, Layouts
 from netsmith.core.profile import count_macs, count_params
 from netsmith.core.program import Part, Program, align
@@ -217,7 +217,7 @@ def _program(
     wide = False
     while True:
         if len(known) < 2:
-            raise DissectionError(_no_cuts(label, reasons))
+            raise DissectionError(_no_cuts(label, reasons, recording))
         needed = opened_by(recording, [b.point.key for b, _ in known])
         opened = needed | leaking(recording, needed) - closed if wide else needed
         try:
@@ -260,10 +260,17 @@ def _lies_inside(key: tuple[str, int, int], path: str) -> bool:
     return key[0].startswith(path + ".") or (key[0] == path and key[2] >= 0)
 
 
-def _no_cuts(label: str, reasons: Sequence[str]) -> str:
+def _no_cuts(label: str, reasons: Sequence[str], recording: Recording) -> str:
+    shape = sequence_first(recording)
+    if shape and not reasons:
+        return (
+            f"{label} cannot be cut into units: between its blocks the batch is the second axis, after the sequence"
+            f" ({shape_text(shape)} for one input). Cuts need the batch first: build its layers with batch_first=True,"
+            " and transpose no more than within a block"
+        )
     why = "; ".join(reasons) or (
         "no two points were found between blocks that every path from input to output crosses with a single tensor "
-        "(N, C, H, W), (N, H, W, C) or (N, L, C)"
+        "(N, C, H, W), (N, H, W, C), (N, L, C), (N, C, L) or (N, C, D, H, W)"
     )
     return (
         f"{label} cannot be cut into units: {why}. Expected a network that is a chain of blocks at some level; one that"

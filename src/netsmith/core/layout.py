@@ -1,4 +1,4 @@
-"""How the tensor at a cut is laid out: images with channels first or last, or tokens.
+"""How the tensor at a cut is laid out: images with channels first or last, tokens, signals, or volumes.
 
 Read from what the network does with the tensor: a convolution says where the channels are, so does a layer norm or a
 linear layer over the last axis. Only where nothing speaks do the sizes decide.
@@ -15,7 +15,7 @@ from torch import nn
 
 from netsmith.core.record import Recording, Ref, Step
 
-Kind = Literal["NCHW", "NHWC", "NLC", "NC"]
+Kind = Literal["NCHW", "NHWC", "NLC", "NCL", "NCDHW", "NC"]
 
 _SECOND = frozenset(
     {
@@ -32,6 +32,15 @@ _SECOND = frozenset(
         "pixel_unshuffle",
         "interpolate",
         "conv1d",
+        "conv_transpose1d",
+        "max_pool1d",
+        "avg_pool1d",
+        "adaptive_avg_pool1d",
+        "conv3d",
+        "conv_transpose3d",
+        "max_pool3d",
+        "avg_pool3d",
+        "adaptive_avg_pool3d",
     }
 )
 _LAST = frozenset({"linear", "layer_norm", "rms_norm"})
@@ -39,10 +48,10 @@ _FIRST_MODULES = (
     nn.modules.conv._ConvNd,
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
     nn.Upsample,
     nn.PixelShuffle,
 )
@@ -86,10 +95,12 @@ class Layouts:
         if len(shape) == 1:
             return Layout("NC", shape[0], None)
         if len(shape) == 2:
-            if self._channel_axis(ref, 3) == 1:
-                return None
+            if self._channel_axis(ref, 3) == 1:  # among images, a layer may mix tokens as if they were channels
+                return Layout("NCL", shape[0], None) if len(self.image) == 2 else None
             prefix, grid = self._tokens(shape[0])
             return Layout("NLC", shape[1], grid, prefix)
+        if len(shape) == 4 and len(self.image) == 4 and self._channel_axis(ref, 5) in (None, 1):
+            return Layout("NCDHW", shape[0], None)
         if len(shape) != 3:
             return None
         axis = self._channel_axis(ref, 4)
@@ -168,14 +179,14 @@ def _says(recording: Recording, step: Step, rank: int) -> int | None:
         module = recording.model.get_submodule(step.target)
         if isinstance(module, _FIRST_MODULES):
             return 1
-        return 3 if isinstance(module, _LAST_MODULES) and rank == 4 else None
+        return rank - 1 if isinstance(module, _LAST_MODULES) and rank >= 4 else None
     name = getattr(step.target, "__name__", "")
     if name == "layer_norm" and len(_shape_argument(step)) != 1:
         return None
     if name in _SECOND or name.removeprefix("_") in _SECOND:
         return 1
     # among tokens a linear layer may mix the tokens as well as the channels, so it tells nothing there
-    return 3 if name in _LAST and rank == 4 else None
+    return rank - 1 if name in _LAST and rank >= 4 else None
 
 
 def _shape_argument(step: Step) -> Sequence[Any]:

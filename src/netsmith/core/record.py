@@ -16,7 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    _global_forward_hooks_with_kwargs,
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.overrides import TorchFunctionMode
 
 _LABEL = "_netsmith_label"
@@ -201,6 +205,7 @@ class Recording(TorchFunctionMode):
         finally:
             for hook in hooks:
                 hook.remove()
+                _global_forward_hooks_with_kwargs.pop(hook.id, None)  # torch forgets it there
 
     # -- modules -----------------------------------------------------------------------------------------------------
 
@@ -258,11 +263,15 @@ class Recording(TorchFunctionMode):
         return tuple(ref for _, t in tensors(output) if (ref := self._ref(t)) and self.steps[ref.step].derived)
 
     def _end_calls(self) -> None:
-        """Give each call the one tensor that it hands on, if there is exactly one that anybody reads."""
+        """Give each call the one tensor that it hands on, if there is exactly one; of a layer, one that anybody reads.
+
+        Blocks that hand on several tensors are not cut at their ends: what lies between two of them is more than units.
+        """
         last_reader = {ref: step.index for step in self.steps for ref in step.refs()}
         for call in self.calls:
             read = [r for r in call.outputs if r == self.result or last_reader.get(r, -1) >= call.stop]
-            ends = call.outputs if len(call.outputs) == 1 else read
+            is_layer = not any(True for _ in call.module.children())
+            ends = read if is_layer else call.outputs
             call.end = ends[0] if len(ends) == 1 else None
 
     # -- functions ---------------------------------------------------------------------------------------------------

@@ -177,7 +177,7 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
 
 
 def _only_state(content: Mapping[Any, Any]) -> Any:
-    """The key of the one entry that is a state dict, under whatever name a training script gave it (`net`, `encoder`)."""
+    """The key of the one entry that is a state dict, under whatever name a script gave it (`net`, `encoder`)."""
     keys = [k for k, v in content.items() if isinstance(v, Mapping) and v and all(map(_is_tensor, v.values()))]
     return keys[0] if len(keys) == 1 else None
 

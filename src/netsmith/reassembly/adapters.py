@@ -100,6 +100,11 @@ def adapter_spec(before: Cut, after: Cut, style: str = "auto") -> AdapterSpec:
         raise RecipeError(
             f"adapter style must be one of {', '.join(STYLES)}, not {style!r}. {did_you_mean(style, STYLES)}"
         )
+    if style != "identity" and "NCDHW" in (before.layout.kind, after.layout.kind):
+        raise RecipeError(
+            f"no adapter joins volumes (N, C, D, H, W) yet: expected maps, tokens, signals or vectors at both ends, not"
+            f" {_shape_text(before.layout, before.shape)} -> {_shape_text(after.layout, after.shape)}"
+        )
     if style == "auto":
         flat = before.layout.kind == "NC" or after.layout.kind == "NC"
         grids = not flat and not _gridless(before.layout) and not _gridless(after.layout)
@@ -244,6 +249,8 @@ def to_map(x: Tensor, layout: Layout) -> tuple[Float[Tensor, "n c h w"], Float[T
         return x.permute(0, 3, 1, 2), None
     if x.ndim == 2:
         return x[:, :, None, None], None
+    if layout.kind == "NCL":
+        return x[..., None], None
     tokens = x[:, layout.prefix :]
     h, w = layout.grid or (tokens.shape[1], 1)
     features = tokens.transpose(1, 2).reshape(x.shape[0], x.shape[2], h, w)
@@ -256,6 +263,8 @@ def from_map(features: Float[Tensor, "n c h w"], prefix: Float[Tensor, "n p c"] 
         return features
     if layout.kind == "NHWC":
         return features.permute(0, 2, 3, 1)
+    if layout.kind == "NCL":
+        return features.flatten(2)
     if layout.kind != "NLC":
         return features.flatten(1)
     tokens = features.flatten(2).transpose(1, 2)
@@ -300,11 +309,11 @@ def _grid(layout: Layout, shape: tuple[int, ...]) -> tuple[int, int]:
         return shape[0], shape[1]
     if layout.kind == "NLC":
         return layout.grid or (shape[0] - layout.prefix, 1)
-    return 1, 1
+    return (shape[1], 1) if layout.kind == "NCL" else (1, 1)
 
 
 def _gridless(layout: Layout) -> bool:
-    return layout.kind == "NLC" and layout.grid is None
+    return layout.kind == "NCL" or (layout.kind == "NLC" and layout.grid is None)
 
 
 def _resize_mode(before: Cut, after: Cut) -> Resize:

@@ -87,7 +87,8 @@ def on_grid(x: Tensor, layout: Layout, s: int) -> Float[Tensor, "b positions c"]
     """A cut's tensor on `s x s` positions, row by row: `(b, s * s, channels)`, float32.
 
     Maps are averaged over the (adaptive) cells of the grid, and repeated where they are smaller than it. Tokens are
-    first put back on their own grid; without one they are averaged along their order. Prefix tokens (class token,
+    first put back on their own grid; without one they are averaged along their order, as signals are; volumes are
+    averaged over their depth. Prefix tokens (class token,
     distillation token, registers) have no place on a grid and are left out. A flat vector is repeated at all positions.
     """
     if layout.kind == "NC":
@@ -97,6 +98,10 @@ def on_grid(x: Tensor, layout: Layout, s: int) -> Float[Tensor, "b positions c"]
         if layout.grid is None:
             return F.adaptive_avg_pool1d(tokens, s * s).transpose(1, 2)
         maps = tokens.unflatten(2, layout.grid)
+    elif layout.kind == "NCL":
+        return F.adaptive_avg_pool1d(x.float(), s * s).transpose(1, 2)
+    elif layout.kind == "NCDHW":
+        maps = x.float().mean(dim=2)
     elif layout.kind == "NHWC":
         maps = x.float().permute(0, 3, 1, 2)
     else:
@@ -117,7 +122,7 @@ def pooled(x: Tensor, layout: Layout, grid: int | None = None, prefix: PrefixTok
     elif layout.kind == "NLC":
         rows = x[:, layout.prefix :].mean(dim=1, dtype=torch.float32)
     else:
-        rows = x.mean(dim=(2, 3) if layout.kind == "NCHW" else (1, 2), dtype=torch.float32)
+        rows = x.mean(dim=(1, 2) if layout.kind == "NHWC" else tuple(range(2, x.ndim)), dtype=torch.float32)
     if prefix == "append" and layout.kind == "NLC" and layout.prefix:
         rows = torch.cat([rows, x[:, : layout.prefix].float().flatten(1)], dim=1)
     return rows

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -104,8 +105,8 @@ def unusable(model: nn.Module) -> str:
             )
     if isinstance(model, torch.fx.GraphModule) and "eval" in vars(model):  # torch.export puts a refusal there
         return (
-            "it is a program of torch.export, made for one mode and the shapes of its example. Give the network that was"
-            " exported"
+            "it is a program of torch.export, made for one mode and the shapes of its example. Give the network that"
+            " was exported"
         )
     return ""
 
@@ -133,11 +134,16 @@ def _scripted_by(model: nn.Module) -> str:
     return "trace" if isinstance(model, torch.jit.TopLevelTracedModule) else "script"
 
 
-def uncompiled() -> AbstractContextManager[Any]:
+@contextmanager
+def uncompiled() -> Iterator[None]:
     """Have compiled modules and functions run as plain code meanwhile: compiling anew for each shape takes minutes."""
     # torch has this since 2.6 (before, compiled code is right, and slow), and imports for it what compiling needs
-    compiled = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+        yield
+        return
+    with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
+        warnings.filterwarnings("ignore", r"Using `torch.compile\(module\)` when there are global hooks")
+        yield
 
 
 @contextmanager

@@ -19,7 +19,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from netsmith.errors import DissectionError, NetsmithError
-from netsmith.trace.checks import check_inputs, check_sizes, eval_mode, explained, original, packed, shape_text, uncompiled
+from netsmith.trace.checks import (
+    check_inputs,
+    check_sizes,
+    eval_mode,
+    explained,
+    original,
+    packed,
+    shape_text,
+    uncompiled,
+)
 
 # Words in the names of torch's operations that multiply and sum. One of them without a formula is refused.
 _PRODUCTS = frozenset(
