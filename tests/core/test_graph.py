@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -369,7 +370,7 @@ def test_a_strided_signal_with_a_residual_has_its_channels_first():
 class Stacked(nn.Module):
     """Recurrent layers, of whose outputs only the sequence is read."""
 
-    def __init__(self, kind: type[nn.RNNBase], *, batch_first: bool) -> None:
+    def __init__(self, kind: Callable[..., nn.RNNBase], *, batch_first: bool) -> None:
         super().__init__()
         self.batch_first = batch_first
         self.first = nn.Linear(3, 8)

@@ -65,9 +65,7 @@ def test_identity_costs_nothing_and_changes_nothing():
 def test_volumes_have_no_adapter_yet():
     volume = cut("NCDHW", 4, (3, 3), length=2)
     assert isinstance(build_adapter(adapter_spec(volume, volume, "identity")), nn.Identity)
-    with pytest.raises(
-        RecipeError, match=r"no adapter joins volumes \(N, C, D, H, W\) yet: .*not NCDHW 4x2x3x3 -> NCHW"
-    ):
+    with pytest.raises(RecipeError, match=r"no adapter joins volumes .*not NCDHW 4x2x3x3 -> NCHW"):
         adapter_spec(volume, CUTS[0])
 
 
