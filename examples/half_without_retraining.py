@@ -20,7 +20,7 @@ import shapes
 
 def main(folder: Path) -> None:
     data = netsmith.open_data(f"folder:{shapes.write(folder / 'shapes')}")
-    # or a module that you have: netsmith.load_source(module, num_classes=..., input_size=...)
+    # or a module that you have: netsmith.load_source(module, mean=..., std=..., input_size=...)
     network = next(n for n in zoo.trained(data, folder / "zoo") if n.name == "own")
     result = netsmith.make_morphable(
         network,

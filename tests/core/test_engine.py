@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -14,15 +15,17 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
 
-from netsmith.core import checkpoint, stopping
+from netsmith.core import checkpoint, engine, stopping
 from netsmith.core.data import open_data
-from netsmith.core.engine import TrainSettings, evaluate, lr_factor, train
+from netsmith.core.engine import TrainSettings, lr_factor
 from netsmith.core.images import MemoryImages
 from netsmith.core.tasks import Classification
 from netsmith.errors import NetsmithError, TrainingError
 from netsmith.models import BUILDERS
 
 TASK = Classification(3)
+evaluate = functools.partial(engine.evaluate, mean=(0.0,), std=(1.0,))  # the networks take values as they are
+train = functools.partial(engine.train, mean=(0.0,), std=(1.0,))
 
 
 def make_images(n=70, classes=3, seed=0, channels=1, size=8):
@@ -592,7 +595,7 @@ def test_settings_out_of_range(wrong):
 def test_evaluation_is_the_plain_mean():
     net = make_net()
     calls = []
-    result = evaluate(
+    result = engine.evaluate(
         net, DATA[1], TASK, preprocess=lambda x: 2 * x - 1, batch_size=7,
         progress=lambda what, done, total, note="": calls.append((what, done, total)),
     )  # fmt: skip
@@ -613,5 +616,5 @@ def test_the_published_checkpoints_reach_their_accuracy(shared_zoo, shared_data,
     net = BUILDERS[f"cifar_resnet{depth}"]()
     net.load_state_dict(load_file(shared_zoo / f"resnet{depth}_cifar10_jpeg.safetensors"))
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    result = evaluate(net, whole, Classification(10), preprocess=lambda x: (x - mean) / std)
+    result = engine.evaluate(net, whole, Classification(10), preprocess=lambda x: (x - mean) / std)
     assert result["accuracy"] == pytest.approx(accuracy, abs=1e-9)

@@ -30,16 +30,15 @@ def offline(monkeypatch):
 def test_a_unet_with_a_resnet_encoder(tmp_path):
     source = "smp:Unet/resnet18"
     assert str(parse_source(source)) == source
-    net = load_source(source, pretrained=False, num_classes=4, input_size=(1, 32, 32), options=SMALL)
+    given = {"num_classes": 4, "input_size": (1, 32, 32), "mean": (0.4,), "std": (0.2,), "options": SMALL}
+    net = load_source(source, pretrained=False, **given)
     assert (net.name, net.source, net.task, net.num_classes) == ("Unet_resnet18", source, "segmentation", 4)
     images = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
         expected = net.model(net.preprocess(images))
     assert expected.shape == (2, 4, 32, 32)
     save_file(net.model.state_dict(), tmp_path / "unet.safetensors")
-    again = load_source(
-        f"{source}#{tmp_path}/unet.safetensors", num_classes=4, input_size=(1, 32, 32), options=SMALL, seed=3
-    )
+    again = load_source(f"{source}#{tmp_path}/unet.safetensors", seed=3, **given)
     with torch.no_grad():
         assert torch.equal(again.model(again.preprocess(images)), expected)
 

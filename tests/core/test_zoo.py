@@ -365,7 +365,7 @@ def test_user_code_is_run_and_the_message_says_so(nets, caplog):
     net = load_source(f"py:{nets}:small", input_size=(3, 8, 8), options={"classes": 4})
     assert "running your code: small of" in caplog.text
     assert (net.name, net.num_classes) == ("small", 4)
-    assert net.preprocess == Preprocess((0.0,) * 3, (1.0,) * 3, (3, 8, 8))
+    assert net.preprocess == Preprocess(None, None, (3, 8, 8))
     again = load_source(f"py:{nets}:small", input_size=(3, 8, 8), options={"classes": 4})
     assert equal(net.model, again.model)
     info = describe_source(f"py:{nets}:small")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from netsmith.errors import did_you_mean
 
-from .options import add_common, add_output, image_shape, positive
+from .options import add_common, add_images, add_output, positive
 from .parser import UsageError
 from .session import Session
 
@@ -57,9 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--metric", default="cka", metavar="NAME", help="cka, rbf_cka or lr (default: cka)")
     parser.add_argument("--biased", action="store_true", help="the plug-in estimate of HSIC, as in the papers")
-    parser.add_argument(
-        "--input-size", type=image_shape, metavar="CxHxW", help="images for networks without a size of their own"
-    )
+    add_images(parser)
     parser.add_argument("--random-weights", action="store_true", help="build both without their weights: no download")
     add_output(parser, required=False, what="folder for comparison.html and comparison.json")
     add_common(parser)
@@ -85,7 +83,9 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     with session.console.progress() as bars:
         for source in (arguments.first, arguments.second):
             other = chains[0].name if chains else None
-            network, chain = load_chain(source, arguments, example_shape=tuple(images.shape[1:]), not_named=other)
+            network, chain = load_chain(
+                source, arguments, example_shape=tuple(images.shape[1:]), not_named=other, one_of_two=True
+            )
             recalibrate_sized(source, network, data.splits, session, seed=data.seed)
             networks.append(network)
             chains.append(chain)
@@ -107,6 +107,7 @@ def compare_answers(
     a: Network, b: Network, images: Tensor, device: torch.device, step: Callable[[int, int], None]
 ) -> Agreement | str:
     """How alike the networks' answers are, or why that cannot be said."""
+    from netsmith.networks.classes import same_classes
     from netsmith.reassembly.agreement import agreement
 
     def answering(network: Network) -> Callable[[Tensor], Tensor]:
@@ -119,9 +120,13 @@ def compare_answers(
         return "they tell no classes apart"
     if a.num_classes != b.num_classes:
         return f"one tells {a.num_classes} classes apart, the other {b.num_classes}"
+    order = same_classes(a.model, b.model, a.num_classes)
+    if order is None:
+        return "their classes have other names"
     if a.task == "segmentation" and a.preprocess.input_size != b.preprocess.input_size:
         return "they take images of different sizes"
-    return agreement(answering(a), answering(b), images, progress=step)
+    second = answering(b)
+    return agreement(answering(a), lambda batch: second(batch)[:, order], images, progress=step)
 
 
 def describe(

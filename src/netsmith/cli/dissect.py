@@ -11,7 +11,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from .options import add_common, image_shape
+from .options import add_common, add_images
 from .session import Session
 
 if TYPE_CHECKING:
@@ -31,9 +31,7 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add SOURCE and how to read it."""
     parser.add_argument("source", metavar="SOURCE", help="the network")
-    parser.add_argument(
-        "--input-size", type=image_shape, metavar="CxHxW", help="images to trace with (default: the network's own)"
-    )
+    add_images(parser, size="images to trace with (default: the network's own)")
     parser.add_argument("--random-weights", action="store_true", help="build it without its weights: no download")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_common(parser, device=False)

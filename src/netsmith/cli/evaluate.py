@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from netsmith.errors import DataError, SourceError
 
-from .options import add_common, image_shape, positive, ratios
+from .options import add_common, add_images, positive, ratios
 from .session import Session
 
 if TYPE_CHECKING:
@@ -60,9 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ratios", type=ratios, metavar="R,R,...", help="sizes of a morphable artifact (default: those of its card)"
     )
     parser.add_argument("--batch", type=positive, default=64, metavar="N", help="batch of the latency (default: 64)")
-    parser.add_argument(
-        "--input-size", type=image_shape, metavar="CxHxW", help="images for networks without a size of their own"
-    )
+    add_images(parser)
     parser.add_argument("--random-weights", action="store_true", help="build it without its weights: no download")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_common(parser)
@@ -200,11 +198,13 @@ def measure(
     from netsmith.core.engine import evaluate
     from netsmith.core.profile import count_macs, count_params, measure_latency
     from netsmith.core.tasks import make_task
+    from netsmith.networks.classes import by_name
 
     from .networks import example_input
 
     if network.task != "generation":
         check_labelled(images, "evaluation")
+        images = by_name(network.model, images, network.num_classes, network.name)
     if network.task != "generation" and network.num_classes != len(images.classes):
         raise DataError(
             f"'{network.name}' tells {network.num_classes} classes apart, and the data has {len(images.classes)}: "

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import add_common, image_shape, positive
+from .options import add_common, add_images, positive
 from .session import Session
 
 if TYPE_CHECKING:
@@ -49,9 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data-size", type=positive, metavar="N", help="side in pixels to which its images are resized"
     )
     parser.add_argument("--opset", type=positive, metavar="N", help="of ONNX (default: the exporter's own)")
-    parser.add_argument(
-        "--input-size", type=image_shape, metavar="CxHxW", help="images for networks without a size of their own"
-    )
+    add_images(parser)
     parser.add_argument("--random-weights", action="store_true", help="build it without its weights: no download")
     add_common(parser, device=False)
 
@@ -115,6 +113,8 @@ def show(made: Exported, session: Session) -> None:
             f"preprocessing: images in [0, 1] of {size} ({facts['interpolation']}), minus {json.dumps(facts['mean'])}, "
             f"over {json.dumps(facts['std'])}"
         )
+    else:
+        say("preprocessing: not known; give --mean and --std to have it in the file")
     if facts.get("random_weights"):
         say("RANDOM WEIGHTS: it was built without trained ones, and its answers mean nothing")
     say(f"licence: {facts['licence'] or 'none, or not stated by the sources'}")

@@ -14,6 +14,7 @@ from netsmith import limits
 from netsmith.core.artifact import is_artifact, read_manifest
 from netsmith.core.data import Splits
 from netsmith.core.graph import Chain, dissect
+from netsmith.core.preprocess import preprocess_of
 from netsmith.core.sources import parse_source
 from netsmith.core.zoo import Network, load_source
 from netsmith.errors import DataError, SourceError
@@ -22,17 +23,40 @@ from .session import Session
 
 
 def load_network(
-    source: str, arguments: argparse.Namespace, *, example_shape: tuple[int, ...] | None = None
+    source: str,
+    arguments: argparse.Namespace,
+    *,
+    example_shape: tuple[int, ...] | None = None,
+    one_of_two: bool = False,
 ) -> Network:
-    """The network of a SOURCE argument; `example_shape` (c, h, w) is for networks that know no size of their own."""
-    size = arguments.input_size
-    network = load_source(source, pretrained=not arguments.random_weights, input_size=size, seed=arguments.seed or 0)
+    """The network of a SOURCE argument; `example_shape` (c, h, w) is that of the images that it is going to meet.
+
+    --mean and --std go before what the source tells, but for `one_of_two`: there they are for the one that tells none.
+
+    Raises:
+        SourceError: it meets images, and nothing tells its mean and standard deviation.
+        DataError: it takes images of other channels.
+    """
+    network = load_source(
+        source,
+        pretrained=not arguments.random_weights,
+        input_size=arguments.input_size,
+        mean=None if one_of_two else arguments.mean,
+        std=None if one_of_two else arguments.std,
+        seed=arguments.seed or 0,
+    )
+    if one_of_two and network.preprocess.mean is None:
+        network.preprocess = preprocess_of(
+            network.model, network.preprocess.input_size, arguments.mean, arguments.std, name=network.name
+        )
     channels = network.preprocess.input_size[0]
     if example_shape is not None and example_shape[0] != channels:
         raise DataError(
             f"'{network.name}' takes images of {channels} channels, and the data's have {example_shape[0]}. "
             "Choose other data with --data, or another network."
         )
+    if example_shape is not None:
+        _ = network.preprocess.statistics
     return network
 
 
@@ -176,12 +200,13 @@ def load_chain(
     *,
     example_shape: tuple[int, ...] | None = None,
     not_named: str | None = None,
+    one_of_two: bool = False,
 ) -> tuple[Network, Chain]:
     """The network of a SOURCE argument, and its units; with another name when its own is `not_named`.
 
     An artifact is called as its manifest says, with its size behind an @ if it has one.
     """
-    network = load_network(source, arguments, example_shape=example_shape)
+    network = load_network(source, arguments, example_shape=example_shape, one_of_two=one_of_two)
     parsed, name = parse_source(source), network.name
     if parsed.scheme == "artifact":
         name = str(read_manifest(parsed.name).get("name", name)) + (f"@{parsed.detail}" if parsed.detail else "")

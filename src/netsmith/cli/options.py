@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,19 @@ def add_output(parser: argparse.ArgumentParser, *, required: bool, what: str) ->
     parser.add_argument("--overwrite", action="store_true", help="replace DIR when it exists")
 
 
+def add_images(parser: argparse.ArgumentParser, size: str = "images for networks without a size of their own") -> None:
+    """Add --input-size, --mean and --std."""
+    parser.add_argument("--input-size", type=image_shape, metavar="CxHxW", help=size)
+    add_statistics(parser)
+
+
+def add_statistics(parser: argparse.ArgumentParser, of: str = "what the source tells") -> None:
+    """Add --mean and --std, which a network needs where it meets images and its source does not tell them."""
+    for name, what in (("mean", "mean"), ("std", "standard deviation")):
+        text = f"{what} of images in [0, 1], per channel, such as --{name} 0.5 0.5 0.5 (default: {of})"
+        parser.add_argument(f"--{name}", type=finite, nargs="+", metavar="X", help=text)
+
+
 def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
     """Add the repeatable --set KEY=VALUE."""
     parser.add_argument(
@@ -91,6 +105,17 @@ def fraction(text: str) -> float:
         value = -1.0
     if not 0.0 < value < 1.0:
         raise argparse.ArgumentTypeError(f"a number between 0 and 1 was expected, '{text}' came")
+    return value
+
+
+def finite(text: str) -> float:
+    """A number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"a number was expected, '{text}' came")
     return value
 
 

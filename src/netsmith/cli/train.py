@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import add_common, add_output, add_overrides
+from .options import add_common, add_output, add_overrides, add_statistics
 from .session import Session
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or a preset's name")
     add_output(parser, required=True, what="folder for the artifact, summary.json and checkpoints")
     add_overrides(parser, "training.epochs=50")
+    add_statistics(parser, of="the config's, what the source tells, or, from random weights, the training images'")
     add_common(parser)
 
 
@@ -46,6 +47,9 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     overrides = arguments.overrides
     if arguments.seed is not None:
         overrides = [*overrides, f"seed={arguments.seed}", f"training.seed={arguments.seed}"]
+    for name in ("mean", "std"):
+        if (values := getattr(arguments, name)) is not None:
+            overrides = [*overrides, f"network.{name}={values}"]
     if arguments.device is not None:
         overrides = [*overrides, f"device={arguments.device}"]
     config = load_train_config(config_path(arguments.config), overrides)

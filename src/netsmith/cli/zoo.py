@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from netsmith.errors import NetsmithError
 
-from .options import add_common, image_shape
+from .options import add_common, add_images
 from .parser import Parser, examples
 from .session import Session
 
@@ -48,9 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     checking.set_defaults(parser=checking, run=run)
     checking.add_argument("file", type=Path, metavar="FILE", help="a zoo file")
     checking.add_argument("--offline", action="store_true", help="random weights for entries that would be downloaded")
-    checking.add_argument(
-        "--input-size", type=image_shape, metavar="CxHxW", help="images for networks without a size of their own"
-    )
+    add_images(checking)
     checking.add_argument("--json", action="store_true", help="print JSON")
     add_common(checking, device=False)
 
@@ -155,7 +153,10 @@ def _check_entry(entry: ZooEntry, arguments: argparse.Namespace) -> dict[str, An
     random = arguments.offline and info.download_bytes > 0
     if arguments.input_size is not None and entry.input_size is None:
         entry = entry.model_copy(update={"input_size": arguments.input_size})
+    if entry.mean is None and entry.std is None:
+        entry = entry.model_copy(update={"mean": arguments.mean, "std": arguments.std})
     network = load_zoo([entry], pretrained=not random, seed=arguments.seed or 0)[0]
+    _ = network.preprocess.statistics  # a zoo is there to be reassembled, and then it meets images
     chain = dissect(network.model, example_input(network), name=network.name)
     return {
         "name": network.name,

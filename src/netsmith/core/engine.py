@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from netsmith.core.images import ImageSet, Splits
-from netsmith.core.measure import Entry, Preprocessing, Progress, measure, try_out
+from netsmith.core.measure import Entry, Progress, measure, try_out
 from netsmith.core.objective import Objective, Step, Supervised
+from netsmith.core.preprocess import Preprocessing, chosen
 from netsmith.core.session import chosen_parameters, kept_modes, own_randomness, placed, session
 from netsmith.core.settings import TrainSettings, lr_factor
 from netsmith.core.synced_norms import synced_norms
@@ -19,6 +20,7 @@ from netsmith.core.tasks import Task
 from netsmith.core.training_run import TrainingRun, TrainResult
 from netsmith.errors import TrainingError
 from netsmith.trace.checks import original, unusable
+from netsmith.networks.classes import by_name
 
 __all__ = ["Objective", "Progress", "Step", "TrainResult", "TrainSettings", "evaluate", "lr_factor", "train"]
 
@@ -29,6 +31,8 @@ def evaluate(
     task: Task,
     *,
     preprocess: Preprocessing | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     batch_size: int = 256,
     precision: str = "no",
     device: str | torch.device | None = None,
@@ -37,13 +41,24 @@ def evaluate(
 ) -> dict[str, float]:
     """The task's metrics on a set; for classification `accuracy` (0..1) and `loss`.
 
-    Under torchrun every process must call it; each takes its share and all get the same result. With `alone` this
+    Where the network tells names of its classes, the data's are matched with them by name. Under torchrun every process
+    must call it; each takes its share and all get the same result. With `alone` this
     process measures the whole set, and others need not. The model comes back in its mode and on its device.
 
+    Args:
+        preprocess: from images in [0, 1] to what the network takes.
+        mean: in place of `preprocess`: per channel, of images in [0, 1]. Without either, what the module says of
+            itself counts (`pretrained_cfg`, which timm's networks and those that Netsmith builds have).
+        std: likewise.
+
     Raises:
+        SourceError: nothing tells how the network wants its images.
+        DataError: the network's classes have other names than the data's.
         TrainingError: classes of network, task and data differ, or the network cannot take the images.
     """
     model = _runnable(model)
+    preprocess = chosen(model, image_set.shape, preprocess, mean, std)
+    image_set = by_name(model, image_set, task.num_classes)
     with ExitStack() as stack:
         current = stack.enter_context(session(precision, device, alone=alone))
         stack.enter_context(own_randomness(current.device))
@@ -61,6 +76,8 @@ def train(
     settings: TrainSettings,
     *,
     preprocess: Preprocessing | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     trainable: Callable[[str, nn.Parameter], bool] | None = None,
     checkpoint_dir: Path | None = None,
     resume: bool = True,
@@ -80,6 +97,8 @@ def train(
     Args:
         data: `Splits`, whose test part is not touched, or a training and a validation set.
         preprocess: from images in [0, 1] to what the network takes, on the training device.
+        mean: in place of `preprocess`, as in `evaluate`.
+        std: likewise.
         trainable: picks parameters by name for this run only.
         checkpoint_dir: of `last.safetensors` and `best.safetensors`; None keeps nothing.
         resume: False starts again, over the checkpoint there.
@@ -92,12 +111,15 @@ def train(
         first_view: of them, with which the first epoch begins.
 
     Raises:
+        SourceError: nothing tells how the network wants its images.
         TrainingError: nothing to train, classes that do not match, a loss that is not finite (says what was kept), or
             a checkpoint of another run.
         KeyboardInterrupt: interrupted; its message says what was kept.
     """
     model = _runnable(model)
     train_set, validation_set = (data.train, data.validation) if isinstance(data, Splits) else data
+    train_set, validation_set = (by_name(model, part, task.num_classes) for part in (train_set, validation_set))
+    preprocess = chosen(model, train_set.shape, preprocess, mean, std)
     with ExitStack() as stack:
         current = stack.enter_context(session(settings.precision, device))
         stack.enter_context(own_randomness(current.device))

@@ -83,6 +83,8 @@ def export(
     format: str | None = None,
     input_shape: Sequence[int] | None = None,
     preprocess: Preprocess | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     classes: Sequence[str] = (),
     name: str | None = None,
     opset: int | None = None,
@@ -104,6 +106,8 @@ def export(
         format: one of `FORMATS`; may be left out when `out` is a file.
         input_shape: of one input without the batch, where the network does not tell.
         preprocess: of a module that does not tell its own.
+        mean: in place of `preprocess`: per channel, of images in [0, 1].
+        std: likewise.
         classes: names of the outputs, in order, where the network does not tell.
         name: what to call it.
         opset: of ONNX; default: the exporter's own.
@@ -121,7 +125,9 @@ def export(
     if opset is not None and kind != "onnx":
         raise ExportError(f"opset is for ONNX only, and the format is {kind}: leave it out.")
     place = _file if out.suffix == FORMATS[kind] else _folder
-    subject = subject_of(model, input_shape=input_shape, preprocess=preprocess, classes=classes, name=name)
+    subject = subject_of(
+        model, input_shape=input_shape, preprocess=preprocess, mean=mean, std=std, classes=classes, name=name
+    )
     # a copy: capturing may touch caches and buffers, and the network may live on another device
     if reason := unusable(subject.model):
         raise ExportError(f"'{subject.name}': {reason}.")

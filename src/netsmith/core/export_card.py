@@ -55,11 +55,12 @@ def _input_lines(subject: Subject) -> list[str]:
     how = subject.preprocess
     if how is None:
         return [*lines, "- preprocessing: not known; the network takes what it was trained on"]
+    mean, std = how.statistics
     channels = {1: "grey", 3: "RGB"}.get(how.input_size[0], f"of {how.input_size[0]} channels")
     return [
         *lines,
         f"- images: {channels}, values in [0, 1], resized to {shape_text(how.input_size[1:])} ({how.interpolation}), "
-        f"then per channel minus `{list(how.mean)}`, over `{list(how.std)}`",
+        f"then per channel minus `{list(mean)}`, over `{list(std)}`",
     ]
 
 

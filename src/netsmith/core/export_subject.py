@@ -11,6 +11,7 @@ from torch import nn
 from netsmith.core.cache import digest
 from netsmith.core.libraries import class_names, commercial_use
 from netsmith.core.network import Network, Preprocess, Provenance, provenance_of
+from netsmith.core.preprocess import preprocess_of, remembered
 from netsmith.core.sources import parse_source
 from netsmith.errors import ExportError
 from netsmith.trace.checks import original
@@ -68,6 +69,8 @@ def subject_of(
     *,
     input_shape: Sequence[int] | None = None,
     preprocess: Preprocess | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     classes: Sequence[str] = (),
     name: str | None = None,
 ) -> Subject:
@@ -80,14 +83,15 @@ def subject_of(
         ExportError: nothing tells the shape of the input.
     """
     if isinstance(model, Network):
-        return _of_network(model, input_shape, preprocess, tuple(classes), name)
+        return _of_network(model, input_shape, preprocess, (mean, std), tuple(classes), name)
     model = original(model)
     told = getattr(model, "pretrained_cfg", None)
     cfg: Mapping[str, Any] = told if isinstance(told, Mapping) else {}
     called = name or type(model).__name__.lower()
-    preprocess = preprocess or _preprocess(cfg)
+    preprocess = preprocess or remembered(model)
     own = getattr(model, "input_size", None) if preprocess is None else preprocess.input_size
     shape = _shape(called, input_shape, own)
+    preprocess = _given(model, shape, preprocess, mean, std)
     licence = cfg.get("license")
     told = [row for row in cfg.get("sources") or () if isinstance(row, Mapping)]
     return Subject(
@@ -108,6 +112,7 @@ def _of_network(
     network: Network,
     input_shape: Sequence[int] | None,
     preprocess: Preprocess | None,
+    statistics: tuple[Sequence[float] | None, Sequence[float] | None],
     classes: tuple[str, ...],
     name: str | None,
 ) -> Subject:
@@ -122,7 +127,7 @@ def _of_network(
         source=network.source,
         model=network.model,
         input_shape=shape,
-        preprocess=_at(preprocess or network.preprocess, shape),
+        preprocess=_at(_given(network.model, shape, preprocess or network.preprocess, *statistics), shape),
         task=network.task,
         classes=found if classes or len(found) == network.num_classes else (),
         sources=network.sources or (about,),
@@ -142,16 +147,24 @@ def _is_random(network: Network) -> bool:
     return about.sha256 == digest(network.model.state_dict())
 
 
-def _preprocess(cfg: Mapping[str, Any]) -> Preprocess | None:
-    try:
-        return Preprocess.from_json({"interpolation": "bilinear", **cfg})
-    except (KeyError, TypeError, ValueError):
-        return None
+def _given(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    preprocess: Preprocess | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Preprocess | None:
+    """By `mean` and `std` where they are given, else as it is known."""
+    if mean is None and std is None:
+        return preprocess
+    return preprocess_of(model, shape, mean, std)
 
 
 def _at(preprocess: Preprocess | None, shape: tuple[int, ...]) -> Preprocess | None:
-    """The same for images of another size; None where it cannot be for inputs of that shape."""
-    if preprocess is None or len(shape) != 3 or shape[0] != len(preprocess.mean):
+    """The same for images of another size; None where it is not known, or cannot be for inputs of that shape."""
+    if preprocess is None or preprocess.mean is None or preprocess.std is None:
+        return None
+    if len(shape) != 3 or shape[0] != len(preprocess.mean):
         return None
     return replace(preprocess, input_size=shape)
 

@@ -24,7 +24,7 @@ from netsmith.core.building import TooLargeError, bounded, call, check_options, 
 from netsmith.core.cache import digest
 from netsmith.core.consent import check_code, origin
 from netsmith.core.library_smp import smp_build, smp_facts
-from netsmith.core.sources import HELP, Facts, Source, seeded
+from netsmith.core.sources import HELP, IMAGENET_MEAN, IMAGENET_STD, Facts, Source, seeded
 from netsmith.core.weights import check_weights_file
 from netsmith.errors import SourceError, did_you_mean
 from netsmith.models import BUILDERS
@@ -113,7 +113,8 @@ def _netsmith_facts(source: Source, pretrained: bool) -> Facts:
     if source.name not in BUILDERS:
         raise SourceError(f"There is no network 'netsmith:{source.name}'. {did_you_mean(source.name, BUILDERS)}")
     note = "random weights: name a file with #WEIGHTS" if source.weights is None else ""
-    return Facts(note=note, task=getattr(BUILDERS[source.name], "task", "classification"))
+    task = getattr(BUILDERS[source.name], "task", "classification")
+    return Facts(mean=IMAGENET_MEAN, std=IMAGENET_STD, note=note, task=task)
 
 
 def _netsmith_build(source: Source, known: Facts, pretrained: bool, options: dict[str, Any]) -> nn.Module:
@@ -268,7 +269,7 @@ def _py_facts(source: Source, pretrained: bool) -> Facts:
     if not path.is_file():
         beside = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise SourceError(f"There is no file {path}. {did_you_mean(path.name, beside)}".rstrip())
-    return Facts(mean=(0.0,), std=(1.0,), note=f"runs your code: {source.detail} of {path}")
+    return Facts(note=f"runs your code: {source.detail} of {path}")
 
 
 def _py_build(source: Source, known: Facts, pretrained: bool, options: dict[str, Any]) -> nn.Module:

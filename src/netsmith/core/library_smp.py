@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from netsmith.core.building import call, downloading
+from netsmith.core.preprocess import Preprocess, remember
 from netsmith.core.sources import Facts, Source, seeded
 from netsmith.errors import MissingDependencyError, SourceError, did_you_mean
 
+_INPUT = (3, 224, 224)
 _TIMM = "tu-"
 """What the library puts before the names of timm's networks when they are to be encoders."""
 
@@ -27,7 +29,7 @@ def smp_facts(source: Source, pretrained: bool) -> Facts:
         MissingDependencyError: without the `seg` extra.
     """
     _, encoder = _parts(source)
-    known = Facts(input_size=(3, 224, 224), task="segmentation", note="random weights")
+    known = Facts(input_size=_INPUT, task="segmentation", note="random weights")
     if not pretrained:
         return known if source.weights is None else replace(known, note="")
     if encoder.startswith(_TIMM):
@@ -63,8 +65,20 @@ def smp_build(source: Source, known: Facts, pretrained: bool, options: dict[str,
             hint = did_you_mean(option, allowed)
             raise SourceError(f"'{source}' has no option '{option}'. {hint} Its options: {', '.join(allowed)}.")
     weights = (True if encoder.startswith(_TIMM) else "imagenet") if pretrained else None
+    options = {"encoder_name": encoder, "encoder_weights": weights, **options}
     with downloading(source, known):
-        return call(architecture, str(source), {"encoder_name": encoder, "encoder_weights": weights, **options})
+        model = call(architecture, str(source), options)
+        if options["encoder_weights"]:
+            remember(model, _images_of(encoder, options["encoder_weights"], known))
+    return model
+
+
+def _images_of(encoder: str, weights: str | bool, known: Facts) -> Preprocess:
+    """What the weights of an encoder want of images in [0, 1]; the library has it beside them, on the Hub."""
+    told = _library().encoders.get_preprocessing_params(encoder, "imagenet" if weights is True else weights)
+    high = told["input_range"][1]
+    mean, std = (tuple(value / high for value in told[name]) for name in ("mean", "std"))
+    return Preprocess(mean, std, known.input_size or _INPUT)
 
 
 def _parts(source: Source) -> tuple[Any, str]:

@@ -24,10 +24,10 @@ class Fields(BaseModel):
 
 
 class ImageFields(Fields):
-    """How images become inputs; mean and std may be of other channels than the input has."""
+    """How images become inputs; mean and std may be of other channels than the input has, or not known."""
 
-    mean: Annotated[list[float], Field(min_length=1, max_length=limits.CHANNELS)]
-    std: Annotated[list[Positive], Field(min_length=1, max_length=limits.CHANNELS)]
+    mean: Annotated[list[float], Field(min_length=1, max_length=limits.CHANNELS)] | None
+    std: Annotated[list[Positive], Field(min_length=1, max_length=limits.CHANNELS)] | None
     input_size: list[int]
     interpolation: Text = "bilinear"
 
@@ -50,10 +50,11 @@ class PreprocessFields(ImageFields):
 
     @model_validator(mode="after")
     def _one_a_channel(self) -> PreprocessFields:
-        if not len(self.mean) == len(self.std) == self.input_size[0]:
+        counts = [len(values) for values in (self.mean, self.std) if values is not None]
+        if set(counts) - {self.input_size[0]}:
             raise ValueError(
-                f"mean and std need one number for each of {self.input_size[0]} channels, not {len(self.mean)} "
-                f"and {len(self.std)}"
+                f"mean and std need one number for each of {self.input_size[0]} channels, not "
+                f"{' and '.join(map(str, counts))}"
             )
         return self
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from netsmith.core.images import ImageSet, batches
+from netsmith.core.preprocess import Preprocessing
 from netsmith.core.session import Session
 from netsmith.core.tasks import Task
 from netsmith.errors import TrainingError
 from netsmith.trace.checks import explained
-
-Preprocessing = Callable[[Tensor], Tensor]
-"""From images in [0, 1] to what a network takes."""
 
 Entry = dict[str, int | float]
 """One epoch of a training's history."""

@@ -17,9 +17,9 @@ from netsmith import limits
 from netsmith.core import artifact
 from netsmith.core import hub as _hub  # noqa: F401  artifacts of the Hub (hf:) are sources
 from netsmith.core.cache import digest
-from netsmith.core.libraries import build, commercial_use, facts
+from netsmith.core.libraries import build, class_names, commercial_use, facts
 from netsmith.core.output import sha256_file
-from netsmith.core.preprocess import Preprocess
+from netsmith.core.preprocess import INTERPOLATIONS, Preprocess, per_channel, remember, remembered
 from netsmith.core.sources import Facts, Source, parse_source
 from netsmith.core.structure import structure
 from netsmith.core.weights import load_state, load_weights_file, mismatch
@@ -27,7 +27,6 @@ from netsmith.errors import ArtifactError, SourceError
 from netsmith.trace.checks import explained, original, unusable
 
 _log = logging.getLogger("netsmith.zoo")
-_INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,9 @@ def load_source(
             random.
         num_classes: classes of the head, where the source does not tell; must agree where it does.
         input_size: (channels, height, width) of its input, where the source does not tell or another one is wanted.
-        mean: per channel, of images in [0, 1].
+        mean: per channel, of images in [0, 1]; where it is left out, it is the library's, the artifact's, or what
+            the module's `pretrained_cfg` (timm's) says. It is never guessed: a network without it has no
+            preprocessing, and is refused where it meets images.
         std: likewise.
         seed: of random weights.
         licence: of the weights, where the source does not tell.
@@ -132,7 +133,7 @@ def load_source(
     called = name or (type(source).__name__.lower() if parsed is None else speakable(parsed.default_name))
     if parsed is None:
         assert isinstance(source, nn.Module)
-        known, model, weights_hash = Facts(mean=(0.0,), std=(1.0,)), source, None
+        known, model, weights_hash = Facts(), source, None
     elif parsed.scheme == "artifact":
         (known, model, manifest), weights_hash = _open_artifact(parsed, run_code), None
     else:
@@ -146,7 +147,10 @@ def load_source(
     if reason := unusable(model):
         raise SourceError(f"'{called}': {reason}.")
     model.eval()
+    known = _completed(known, model)
     preprocess = _preprocess(called, model, known, size, mean, std)
+    if parsed is not None:
+        remember(model, preprocess, _names(parsed, known, manifest))
     classes, dense = _count_classes(called, model, preprocess, num_classes)
     text = f"module:{type(model).__name__}" if parsed is None else str(parsed)
     return Network(
@@ -218,6 +222,24 @@ def told(known: Facts, manifest: Mapping[str, Any]) -> Facts:
         known = replace(known, mean=found.mean, std=found.std)
         known = replace(known, input_size=found.input_size, interpolation=found.interpolation)
     return known
+
+
+def _names(source: Source, known: Facts, manifest: Mapping[str, Any]) -> Sequence[str] | None:
+    """What a network's outputs stand for, by its artifact or its library; empty where they stand for nothing yet."""
+    if manifest:
+        return tuple(map(str, manifest.get("classes", ())))
+    if source.scheme == "py":
+        return None  # your own code may have built what it likes
+    return class_names(source) if known.weights is not None else ()
+
+
+def _completed(known: Facts, model: nn.Module) -> Facts:
+    """With what the module itself says of its images, where its source says nothing."""
+    found = remembered(model)
+    if found is None or known.mean is not None or known.std is not None:
+        return known
+    size = known.input_size or found.input_size
+    return replace(known, mean=found.mean, std=found.std, input_size=size, interpolation=found.interpolation)
 
 
 def manifest_of(weights: str | Path | None, sha256: str | None = None) -> Mapping[str, Any]:
@@ -315,22 +337,18 @@ def _preprocess(
                 "such as [3, 32, 32]."
             )
         size = _triple(own)
-    means, stds = _per_channel(name, "mean", mean, known.mean, size), _per_channel(name, "std", std, known.std, size)
-    mode = known.interpolation if known.interpolation in _INTERPOLATIONS else "bicubic"
-    return Preprocess(means, stds, size, mode)
+    means, stds = _per_channel("mean", mean, known.mean, size), _per_channel("std", std, known.std, size)
+    mode = known.interpolation if known.interpolation in INTERPOLATIONS else "bicubic"
+    return Preprocess(means, stds, size, mode, name)
 
 
 def _per_channel(
-    name: str, what: str, given: Sequence[float] | None, known: Sequence[float], size: tuple[int, int, int]
-) -> tuple[float, ...]:
+    what: str, given: Sequence[float] | None, known: Sequence[float] | None, size: tuple[int, int, int]
+) -> tuple[float, ...] | None:
     if given is not None:
-        if len(given) != size[0]:
-            raise SourceError(
-                f"'{name}' takes {size[0]} channels, but its {what} has {len(given)} values: {list(given)}."
-            )
-        return tuple(float(v) for v in given)
-    if len(known) == size[0]:
-        return tuple(known)
+        return per_channel(what, given, size[0])
+    if known is None or len(known) == size[0]:
+        return None if known is None else tuple(known)
     return (sum(known) / len(known),) * size[0]  # images of other channels than the source speaks of: their mean
 
 

@@ -2,34 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from netsmith.core.manifest_fields import ImageFields, check_fields
-from netsmith.errors import DataError
+from netsmith.errors import ArtifactError, DataError, SourceError
+
+Preprocessing = Callable[[Tensor], Tensor]
+"""From images in [0, 1] to what a network takes."""
+
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What a network expects of its images: `input_size` is (channels, height, width); `mean`, `std` per channel."""
+    """What a network expects of its images: `input_size` is (channels, height, width); `mean`, `std` per channel.
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    `mean` and `std` are None where nothing tells them: shapes, widths and costs need neither, images do. `name` is the
+    network's, for messages.
+    """
+
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
     input_size: tuple[int, int, int]
     interpolation: str = "bilinear"
+    name: str = field(default="the network", compare=False)
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation; they are never guessed.
+
+        Raises:
+            SourceError: nothing tells them.
+        """
+        if self.mean is None or self.std is None:
+            raise SourceError(
+                f"'{self.name}' meets images, and nothing tells how it wants them. Give the mean and the standard "
+                "deviation it was trained with, per channel, of values from 0 to 1: mean= and std= (--mean and --std; "
+                "0 and 1 if it takes values as they are). Or take a source that tells them: timm:, torchvision:, an "
+                "artifact."
+            )
+        return self.mean, self.std
 
     def __call__(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
         """Images with values in [0, 1] resized (antialiased) where they are of another size, then normalised.
 
         Raises:
             DataError: the images have another number of channels.
+            SourceError: mean or standard deviation are not known.
         """
+        means, stds = self.statistics
         channels, height, width = self.input_size
         if images.shape[1] != channels:
             raise DataError(
@@ -42,15 +70,15 @@ class Preprocess:
             else:
                 resized = F.interpolate(images, (height, width), mode=self.interpolation, antialias=True)
                 images = resized.clamp(0, 1)  # bicubic overshoots
-        mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, dtype=images.dtype, device=images.device).view(-1, 1, 1)
+        mean = torch.tensor(means, dtype=images.dtype, device=images.device).view(-1, 1, 1)
+        std = torch.tensor(stds, dtype=images.dtype, device=images.device).view(-1, 1, 1)
         return (images - mean) / std
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as a manifest keeps them under `preprocess`."""
         return {
-            "mean": list(self.mean),
-            "std": list(self.std),
+            "mean": None if self.mean is None else list(self.mean),
+            "std": None if self.std is None else list(self.std),
             "input_size": list(self.input_size),
             "interpolation": self.interpolation,
         }
@@ -60,4 +88,89 @@ class Preprocess:
         """The inverse of `to_json`. Raises ArtifactError."""
         plain = {key: list(v) if isinstance(v, tuple) else v for key, v in dict(value).items()}
         found = check_fields(plain, ImageFields, "a network's 'preprocess'")
-        return Preprocess(tuple(found.mean), tuple(found.std), found.shape, found.interpolation)
+        mean = None if found.mean is None else tuple(found.mean)
+        std = None if found.std is None else tuple(found.std)
+        return Preprocess(mean, std, found.shape, found.interpolation)
+
+
+def remember(model: nn.Module, preprocess: Preprocess, classes: Sequence[str] | None = None) -> None:
+    """Note on a module how it wants its images, in timm's words, so that it is known where it goes by itself.
+
+    `classes` are the names of its outputs: empty where there are none, None to leave what the module says.
+    """
+    if isinstance(getattr(type(model), "pretrained_cfg", None), property):
+        return
+    cfg = getattr(model, "pretrained_cfg", None)
+    known = dict(cfg) if isinstance(cfg, Mapping) else {}
+    if preprocess.mean is not None and preprocess.std is not None:
+        known.update(preprocess.to_json())
+    if classes is not None:
+        known["label_names"] = list(classes)
+    if known:
+        model.pretrained_cfg = known  # pyright: ignore[reportArgumentType]  no tensor, no module
+
+
+def remembered(model: nn.Module) -> Preprocess | None:
+    """What a module says of its images by timm's attribute `pretrained_cfg`; None where it says nothing."""
+    cfg = getattr(model, "pretrained_cfg", None)
+    if not isinstance(cfg, Mapping):
+        return None
+    try:
+        found = Preprocess.from_json({"interpolation": "bilinear", **cfg})
+    except ArtifactError:
+        return None
+    mode = found.interpolation if found.interpolation in INTERPOLATIONS else "bicubic"
+    return replace(found, interpolation=mode, name=type(model).__name__)
+
+
+def preprocess_of(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    *,
+    name: str | None = None,
+) -> Preprocess:
+    """How a module's images are prepared: by `mean` and `std`, else as the module tells.
+
+    `shape` is that of an image, for a module that does not tell its own.
+
+    Raises:
+        SourceError: nothing tells mean and standard deviation.
+    """
+    size = (*shape, 1, 1)
+    known = remembered(model) or Preprocess(None, None, (size[0], size[1], size[2]), name=name or type(model).__name__)
+    if mean is not None:
+        known = replace(known, mean=per_channel("mean", mean, known.input_size[0]))
+    if std is not None:
+        known = replace(known, std=per_channel("std", std, known.input_size[0]))
+    _ = known.statistics
+    return known
+
+
+def chosen(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    given: Preprocessing | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Preprocessing:
+    """What is `given`, or else `preprocess_of`. Raises SourceError: given twice, or nothing tells it."""
+    if given is None:
+        return preprocess_of(model, shape, mean, std)
+    if mean is not None or std is not None:
+        raise SourceError("Give preprocess=, or mean= and std=, but not both.")
+    if isinstance(given, Preprocess):
+        _ = given.statistics
+    return given
+
+
+def per_channel(what: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """A number for each channel; a single one stands for all. Raises SourceError for another count."""
+    if len(values) not in (1, channels):
+        raise SourceError(
+            f"The network takes {channels} channels, but its {what} has {len(values)} values: {list(values)}."
+        )
+    if what == "std" and min(values) <= 0:
+        raise SourceError(f"std holds numbers greater than 0, got {list(values)}.")
+    return tuple(float(v) for v in values) * (channels // len(values))

@@ -75,8 +75,8 @@ class Facts:
     download_bytes: int = 0
     num_classes: int | None = None
     input_size: tuple[int, int, int] | None = None
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     interpolation: str = "bilinear"
     fixed_size: bool = False
     task: str = "classification"

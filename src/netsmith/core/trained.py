@@ -16,6 +16,7 @@ from netsmith.core.consent import origin, recorded
 from netsmith.core.licences import licence_lines, source_lines
 from netsmith.core.manifest_fields import Fields, PreprocessFields, Text, check_fields
 from netsmith.core.network import Network, Preprocess, load_source, provenance_of
+from netsmith.core.preprocess import remember
 from netsmith.core.running import check_runs
 from netsmith.core.sources import SCHEMES, parse_source
 from netsmith.core.weights import load_state
@@ -126,6 +127,7 @@ def load_network(folder: Path) -> nn.Module:
     model = build_network(manifest)
     load_state(model, read_tensors(folder, WEIGHTS), str(folder / WEIGHTS))
     check_runs(model, Preprocess.from_json(manifest["preprocess"]).input_size, str(folder))
+    remember(model, Preprocess.from_json(manifest["preprocess"]), manifest.get("classes", ()))
     return model.eval()
 
 
@@ -141,8 +143,9 @@ def build_network(manifest: Mapping[str, Any]) -> nn.Module:
     size, options = found.preprocess.input_size, found.options
     with recorded(origin() or "the manifest"):
         network = load_source(
-            found.source, pretrained=False, num_classes=found.num_classes, input_size=size, options=options
-        )
+            found.source, pretrained=False, num_classes=found.num_classes, input_size=size, options=options,
+            mean=found.preprocess.mean, std=found.preprocess.std,
+        )  # fmt: skip
     return network.model
 
 

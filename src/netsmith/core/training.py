@@ -25,6 +25,7 @@ from netsmith.core.tasks import make_task
 from netsmith.core.trained import check_trainable, save_network
 from netsmith.core.zoo import ZooEntry
 from netsmith.errors import DataError
+from netsmith.networks.classes import splits_by_name
 
 _log = logging.getLogger("netsmith.train")
 _STATISTICS_IMAGES = 5000
@@ -70,6 +71,8 @@ def train_entry(
     if task != "generation":
         check_labelled(splits, f"training for {task}")
     network = _start(entry, splits, task, pretrained=pretrained, seed=seed)
+    if task != "generation":
+        splits = splits_by_name(network.model, splits, network.num_classes, network.name)
     _check_fits(network, splits, task)
     network.task = task
     aim = make_task(task, network.num_classes, shape=splits.shape, classes=splits.classes, ignore=splits.ignore)

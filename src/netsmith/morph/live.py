@@ -68,6 +68,7 @@ class MorphableModel(Pretrained, nn.Module):
         super().__init__()
         self.morphable = morphable.eval()
         self.input_shape = tuple(input_shape)
+        self.pretrained_cfg = getattr(morphable.base, "pretrained_cfg", None)
         self.cache_mb = float(cache_mb)
         self._reset()
 

@@ -38,6 +38,7 @@ from netsmith.morph.preparing import Prepared, prepare
 from netsmith.morph.recalibrating import augmented, has_statistics, is_base, recalibrated
 from netsmith.morph.repairing import probe_images, repair, repairable
 from netsmith.morph.space import MorphSpace, Range, morph_space
+from netsmith.networks.classes import splits_by_name
 
 Norms = Literal["fold", "keep"]
 
@@ -178,12 +179,16 @@ def make_morphable(
         ready: told the space once everything is checked, before anything is fitted or written; may raise.
 
     Raises:
+        SourceError: nothing tells how the network wants its images.
         ChannelError: no width group can be proved.
+        DataError: the data has other classes.
         MorphError: what is asked of space, generator or ratios is impossible.
         TrainingError: data, task and network do not fit, or the loss is not finite.
     """
     if network.task != "generation":
         check_labelled(data, "morphing")
+    _ = network.preprocess.statistics  # refused before the long work
+    data = splits_by_name(network.model, data, network.num_classes, network.name)
     watch = Stopwatch()
     task = make_task(
         network.task, network.num_classes, shape=network.preprocess.input_size, classes=data.classes, ignore=data.ignore

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from netsmith.core.channels import WidthGroup, WidthGroups, width_groups
 from netsmith.core.folding import fold_batch_norms
 from netsmith.core.network import Network
+from netsmith.core.preprocess import remember
 
 
 @dataclass
@@ -33,6 +34,7 @@ def prepare(network: Network, *, fold: bool = True) -> Prepared:
     example = torch.zeros(2, *network.preprocess.input_size)
     example = example + torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
     model = fold_batch_norms(network.model, example) if fold else copy.deepcopy(network.model)
+    remember(model, network.preprocess)
     groups = width_groups(model, example, name=network.name)
     return Prepared(model.eval(), groups, fold, example)
 

@@ -14,6 +14,7 @@ from netsmith.core.channel_check import check_groups
 from netsmith.core.channels import resize
 from netsmith.core.folding import fold_batch_norms
 from netsmith.core.manifest_fields import check_fields
+from netsmith.core.preprocess import Preprocess, remember
 from netsmith.core.profile import count_macs, count_params
 from netsmith.core.running import check_runs
 from netsmith.core.weights import load_state
@@ -104,7 +105,8 @@ def load_sampled(folder: Path, *, base: nn.Module | None = None) -> nn.Module:
         ArtifactError: the manifest lacks what builds the network.
         WeightsError: the weights do not fit what was built.
     """
-    found = check_fields(read_manifest(folder, KIND), SampledFields, folder)
+    manifest = read_manifest(folder, KIND)
+    found = check_fields(manifest, SampledFields, folder)
     groups, size = tuple(group.group() for group in found.groups), found.preprocess.shape
     model = base if base is not None else build(found.base)
     check_runs(model, size, str(folder))
@@ -113,6 +115,7 @@ def load_sampled(folder: Path, *, base: nn.Module | None = None) -> nn.Module:
     check_groups(model, groups)
     check_affordable(slots(model.state_dict(), groups), {g.name: g.width for g in groups}, found.widths)
     plain = resize(model, groups, found.widths)
+    remember(plain, Preprocess.from_json(manifest["preprocess"]), manifest.get("classes", ()))
     load_state(plain, read_tensors(folder, WEIGHTS), str(Path(folder) / WEIGHTS))
     check_runs(plain, size, str(folder))
     return plain.eval()

@@ -19,6 +19,7 @@ from netsmith.core.folding import fold_batch_norms
 from netsmith.core.manifest_fields import check_fields
 from netsmith.core.network import Network
 from netsmith.core.output import write_json
+from netsmith.core.preprocess import Preprocess, remember
 from netsmith.core.profile import count_macs, count_params, format_count
 from netsmith.core.run_hashes import run_hashes
 from netsmith.core.running import check_runs
@@ -128,7 +129,8 @@ def load_morphed(folder: Path | str, *, base: nn.Module | None = None) -> Morpha
     Raises:
         ArtifactError: the manifest lacks something, or the tensors do not fit.
     """
-    found = check_fields(read_manifest(folder, KIND), MorphFields, folder)
+    manifest = read_manifest(folder, KIND)
+    found = check_fields(manifest, MorphFields, folder)
     space, made, input_size = found.space.space(), found.generator, found.preprocess.shape
     if base is None and found.base.get("kind") == "module":
         raise ArtifactError(
@@ -139,6 +141,7 @@ def load_morphed(folder: Path | str, *, base: nn.Module | None = None) -> Morpha
     check_runs(model, input_size, str(folder))
     if found.folded:
         model = fold_batch_norms(model, torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0)))
+    remember(model, Preprocess.from_json(manifest["preprocess"]), manifest.get("classes", ()))
     check_groups(model, space.groups)
     stored = read_tensors(folder, BASE)
     state = {**model.state_dict(), **stored} if not set(stored) - set(model.state_dict()) else stored

@@ -22,6 +22,7 @@ from netsmith.core.sources import SCHEMES
 from netsmith.core.tasks import Classification
 from netsmith.core.trained import architecture
 from netsmith.errors import DataError, DissectionError, RecipeError, ZooError
+from netsmith.networks.classes import by_name
 from netsmith.reassembly.recipe import InputSpec, NetworkRef, Recipe
 
 
@@ -50,7 +51,7 @@ class Parent:
             source=source,
             sha256=network.provenance.sha256,
             num_classes=network.num_classes,
-            input=InputSpec(tuple(pre.mean), tuple(pre.std), pre.input_size, pre.interpolation),
+            input=InputSpec(*pre.statistics, pre.input_size, pre.interpolation),
             options=options,
         )
 
@@ -97,6 +98,10 @@ def judge(
     network = parent.network
     if network.num_classes != classes:
         return None
+    try:
+        images = by_name(network.model, images, classes)
+    except DataError:
+        return None  # as many classes, but other ones
     task = Classification(classes)
     metrics = evaluate(
         network.model, images, task, preprocess=network.preprocess, precision=precision, device=device, alone=True
