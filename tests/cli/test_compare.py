@@ -103,7 +103,9 @@ def test_answers_of_other_classes_are_not_compared(folder, tmp_path, capsys):
     code = f"from netsmith.models import BUILDERS\n\n\ndef build():\n    return {made}\n"
     (tmp_path / "seven.py").write_text(code)
     second = f"py:{tmp_path}/seven.py:build"
-    facts = compared(folder / "base/artifact", second, tmp_path / "out", "--input-size", "1x8x8")
+    facts = compared(
+        folder / "base/artifact", second, tmp_path / "out", "--input-size", "1x8x8", "--mean", "0", "--std", "1"
+    )
     why = "one tells 10 classes apart, the other 7"
     assert facts["outputs"] == {"missing": why}
     assert f"answers not compared: {why}" in capsys.readouterr().out

@@ -77,7 +77,10 @@ def test_version(capsys):
         (["presets", "copi"], "unknown action 'copi'. Did you mean 'copy'?\nSee `netsmith presets --help`."),
         (["zoo"], "the following arguments are required: ACTION\nSee `netsmith zoo --help`."),
         (["dissect"], "the following arguments are required: SOURCE\nSee `netsmith dissect --help`."),
-        (["dissect", "a", "--jsn"], "unknown option --jsn. Did you mean '--json'?\nSee `netsmith dissect --help`."),
+        (
+            ["dissect", "a", "--jsn"],
+            "unknown option --jsn. Did you mean '--json' or '--std'?\nSee `netsmith dissect --help`.",
+        ),
         (["zoo", "check", "f", "--ofline"], "unknown option --ofline. Did you mean '--offline'"),
         (["dissect", "a", "b"], "one argument too many: 'b'"),
         (

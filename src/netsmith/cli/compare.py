@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from netsmith.errors import did_you_mean
 
-from .options import add_common, add_images, add_output, positive
+from .options import add_common, add_images, add_output, add_size, positive
 from .parser import UsageError
 from .session import Session
 
@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATA",
         help="digits, torchvision:NAME, folder:PATH, images:PATH, parquet:PATH (default: digits)",
     )
+    add_size(parser)
     parser.add_argument(
         "--images", type=positive, default=512, metavar="N", help="probe images, of the training split (default: 512)"
     )
@@ -77,7 +78,8 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     if arguments.out is not None:
         check_folder(arguments.out, arguments.overwrite)
     seed, device = arguments.seed or 0, device_of(arguments.device)
-    data = open_for([arguments.first, arguments.second], arguments.data, session, seed=arguments.seed)
+    sources = [arguments.first, arguments.second]
+    data = open_for(sources, arguments.data, session, seed=arguments.seed, size=arguments.size)
     images, _ = probe_set(data.splits, arguments.images, seed=seed)
     chains, reps, networks = [], [], []
     with session.console.progress() as bars:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from netsmith.errors import DataError, SourceError
 
-from .options import add_common, add_images, positive, ratios
+from .options import add_common, add_images, add_size, positive, ratios
 from .session import Session
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", required=True, metavar="DATA", help="digits, torchvision:NAME, folder:PATH, masks:PATH, parquet:PATH"
     )
-    parser.add_argument("--size", type=positive, metavar="N", help="side in pixels to which images are resized")
+    add_size(parser)
     parser.add_argument(
         "--ignore",
         type=int,

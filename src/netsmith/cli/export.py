@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import add_common, add_images, positive
+from .options import add_common, add_images, add_size, positive
 from .session import Session
 
 if TYPE_CHECKING:
@@ -45,9 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATA",
         help="for DIR@SIZE where batch norms stay: estimate their statistics on training images of this source",
     )
-    parser.add_argument(
-        "--data-size", type=positive, metavar="N", help="side in pixels to which its images are resized"
-    )
+    add_size(parser, "--data-size")
     parser.add_argument("--opset", type=positive, metavar="N", help="of ONNX (default: the exporter's own)")
     add_images(parser)
     parser.add_argument("--random-weights", action="store_true", help="build it without its weights: no download")
@@ -85,7 +83,7 @@ def _load(arguments: argparse.Namespace, session: Session) -> Network:
                 "--data SOURCE to estimate them on its training images"
             )
         return network
-    data = open_for([arguments.source], arguments.data, session, seed=arguments.seed, size=arguments.data_size)
+    data = open_for([arguments.source], arguments.data, session, seed=arguments.seed, size=arguments.size)
     network = load_network(arguments.source, arguments, example_shape=data.splits.shape)
     if not recalibrate_sized(arguments.source, network, data.splits, session, seed=data.seed):
         session.console.note("--data is not needed: this network has no batch norms of another width")

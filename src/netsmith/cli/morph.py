@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import add_common, add_output, add_overrides
+from .options import add_common, add_output, add_overrides, add_size, size_override
 from .parser import UsageError
 from .session import Session
 
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output(
         parser, required=False, what="folder for the artifact, summary.json and report.html; needed unless --plan"
     )
+    add_size(parser)
     add_overrides(parser, "space.blocks=last_block")
     add_common(parser)
 
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     from .reassemble import show_written
     from .running import long_work
 
-    overrides = list(arguments.overrides)
+    overrides = [*arguments.overrides, *size_override(arguments.size)]
     overrides += [] if arguments.seed is None else [f"seed={arguments.seed}"]
     overrides += [] if arguments.device is None else [f"device={arguments.device}"]
     path = config_path(arguments.config)

@@ -92,7 +92,7 @@ def open_for(
     session: Session,
     *,
     seed: int | None = None,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     ignore: int | None = None,
 ) -> Opened:
     """The data of --data, split as it was where the first artifact among the sources was made of it.

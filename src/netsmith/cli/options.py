@@ -70,6 +70,12 @@ def add_statistics(parser: argparse.ArgumentParser, of: str = "what the source t
         parser.add_argument(f"--{name}", type=finite, nargs="+", metavar="X", help=text)
 
 
+def add_size(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add --size, with further names."""
+    text = "pixels to which the data's images are resized, their middle being kept: a square's side, or height x width"
+    parser.add_argument("--size", *names, type=picture_size, metavar="N|HxW", help=text)
+
+
 def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
     """Add the repeatable --set KEY=VALUE."""
     parser.add_argument(
@@ -128,6 +134,19 @@ def ratios(text: str) -> list[float]:
     if not values or not all(0 < value < float("inf") for value in values) or len(set(values)) < len(values):
         raise argparse.ArgumentTypeError(f"positive numbers, such as 1,0.5,0.25, were expected, '{text}' came")
     return values
+
+
+def picture_size(text: str) -> int | tuple[int, int]:
+    """``224`` for a square, or ``224x320`` (height x width)."""
+    numbers = text.lower().split("x")
+    if len(numbers) <= 2 and all(n.isdigit() and int(n) > 0 for n in numbers):
+        return int(numbers[0]) if len(numbers) == 1 else (int(numbers[0]), int(numbers[1]))
+    raise argparse.ArgumentTypeError(f"a size such as 224, or 224x320 (height x width), was expected, '{text}' came")
+
+
+def size_override(size: int | tuple[int, int] | None) -> list[str]:
+    """--size as an override of a config."""
+    return [] if size is None else [f"data.size={size if isinstance(size, int) else list(size)}"]
 
 
 def image_shape(text: str) -> tuple[int, int, int]:

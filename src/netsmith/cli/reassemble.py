@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import jobs
-from .options import add_common, add_output, add_overrides
+from .options import add_common, add_output, add_overrides, add_size, size_override
 from .parser import UsageError
 from .session import Session
 
@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         what="folder for the artifact, summary.json and report.html; needed unless --plan or --worker",
     )
     jobs.add_arguments(parser)
+    add_size(parser)
     add_overrides(parser, "budget.params.max=0.4M")
     add_common(parser)
 
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     from .networks import device_of
     from .running import long_work
 
-    overrides = list(arguments.overrides)
+    overrides = [*arguments.overrides, *size_override(arguments.size)]
     overrides += [] if arguments.seed is None else [f"seed={arguments.seed}"]
     overrides += [] if arguments.device is None else [f"device={arguments.device}"]
     config = load_reassemble_config(config_path(arguments.config), overrides)
@@ -114,7 +115,7 @@ def work(arguments: argparse.Namespace, config: ReassembleConfig, session: Sessi
 
 def _worker_words(arguments: argparse.Namespace, cache: Path) -> list[str]:
     words = ["reassemble", arguments.config, "--worker", "--cache", str(cache), "--quiet"]
-    for override in arguments.overrides:
+    for override in [*arguments.overrides, *size_override(arguments.size)]:
         words += ["--set", override]
     words += ["--run-code"] if arguments.run_code else []
     for name in ("seed", "device"):

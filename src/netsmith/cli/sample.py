@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from netsmith.errors import BudgetError, DataError
 
-from .options import add_common, add_output, positive
+from .options import add_common, add_output, add_size, positive
 from .parser import UsageError
 from .session import Session
 
@@ -58,9 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATA",
         help="where batch norms stay: estimate their statistics at this size on training images of this source",
     )
-    parser.add_argument(
-        "--data-size", type=positive, metavar="N", help="side in pixels to which its images are resized"
-    )
+    add_size(parser, "--data-size")
     parser.add_argument(
         "--format",
         choices=("safetensors", "onnx", "pt2"),
@@ -199,7 +197,7 @@ def recalibrate(
             "SOURCE to estimate them on its training images"
         )
         return None
-    data = open_for([str(folder)], arguments.data, session, seed=arguments.seed, size=arguments.data_size)
+    data = open_for([str(folder)], arguments.data, session, seed=arguments.seed, size=arguments.size)
     splits = data.splits
     if splits.shape[0] != model.input_shape[0]:
         raise DataError(

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import add_common, add_output, add_overrides, add_statistics
+from .options import add_common, add_output, add_overrides, add_size, add_statistics, size_override
 from .session import Session
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add CONFIG and the output folder."""
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or a preset's name")
     add_output(parser, required=True, what="folder for the artifact, summary.json and checkpoints")
+    add_size(parser)
     add_overrides(parser, "training.epochs=50")
     add_statistics(parser, of="the config's, what the source tells, or, from random weights, the training images'")
     add_common(parser)
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     from .networks import device_of
     from .running import long_work
 
-    overrides = arguments.overrides
+    overrides = [*arguments.overrides, *size_override(arguments.size)]
     if arguments.seed is not None:
         overrides = [*overrides, f"seed={arguments.seed}", f"training.seed={arguments.seed}"]
     for name in ("mean", "std"):

@@ -14,6 +14,7 @@ from netsmith.core.device_names import is_device_name
 from netsmith.core.paths import as_path
 from netsmith.errors import DataError, did_you_mean
 
+Side = Annotated[int, Field(ge=4, le=limits.SIDE)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 FILE_SOURCES = ("folder", "images", "masks", "parquet")
 
@@ -35,8 +36,8 @@ class DataSection(Section):
     source: str = Field(
         description="digits, torchvision:NAME, folder:PATH, images:PATH, masks:PATH, parquet:PATH or hf:NAME"
     )
-    size: int | None = Field(
-        default=None, ge=4, le=limits.SIDE, description="side in pixels that images are resized to"
+    size: Side | tuple[Side, Side] | None = Field(
+        default=None, description="pixels that images are resized to: a side, or HEIGHTxWIDTH"
     )
     ignore: int | None = Field(
         default=None, ge=0, le=255, description="number of a class of masks that is left out of training and metrics"
@@ -48,6 +49,12 @@ class DataSection(Section):
     @classmethod
     def _bare(cls, value: Any) -> Any:
         return bare_source(value)
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _two_sides(cls, value: Any) -> Any:
+        parts = value.lower().split("x") if isinstance(value, str) else []
+        return tuple(map(int, parts)) if len(parts) == 2 and all(part.isdigit() for part in parts) else value
 
     @field_validator("source")
     @classmethod

@@ -14,6 +14,7 @@ from netsmith.core import data_files, data_masks, data_named
 from netsmith.core.cache import digest
 from netsmith.core.data_named import DataInfo, describe_data
 from netsmith.core.data_registry import DATA_SOURCES, DataOptions, Parts, data_root, data_source
+from netsmith.core.decoding import sides
 from netsmith.core.images import (
     ImageSet,
     LazyImages,
@@ -65,7 +66,7 @@ def open_data(
     *,
     seed: int = 0,
     validation_fraction: float = 0.1,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     ignore: int | None = None,
     root: Path | None = None,
     download: bool = True,
@@ -83,7 +84,8 @@ def open_data(
             `hf:NAME:CONFIG`; `images:PATH` where no labels are needed: its sets have no classes.
         seed: of the split.
         validation_fraction: of the training part, between 0 and 1, where the source has no validation part.
-        size: side in pixels to which images are resized (shorter side, then the middle square).
+        size: to which images are resized, in pixels: the side of a square, or (height, width). Their middle is kept,
+            and the log says what is left out.
         ignore: number of a class in masks that counts nowhere, beside 255; its pixels are left out of training and
             metrics. Where `classes.txt` names it, it keeps its place among the classes.
         root: where downloaded sets are kept; by default `data_root()`.
@@ -95,10 +97,11 @@ def open_data(
     """
     if not 0.0 < validation_fraction < 1.0:
         raise DataError(f"validation_fraction is a number between 0 and 1, not {validation_fraction}")
-    if size is not None and size < 1:
-        raise DataError(f"size is a number of pixels, at least 1, not {size}")
-    if size is not None and size > limits.SIDE:
-        raise DataError(f"size is a number of pixels, at most {limits.SIDE}, not {size}")
+    for side in () if size is None else sides(size):
+        if side < 1:
+            raise DataError(f"size is a number of pixels, at least 1, not {size}")
+        if side > limits.SIDE:
+            raise DataError(f"size is a number of pixels, at most {limits.SIDE}, not {size}")
     kind, _, argument = source.partition(":")
     if kind not in DATA_SOURCES:
         raise DataError(

@@ -18,7 +18,7 @@ from torch import Tensor
 from netsmith.core.data_files import read_parts
 from netsmith.core.data_masks import masked_set
 from netsmith.core.data_registry import DataOptions, Parts, data_root, data_source
-from netsmith.core.decoding import Encoded, decode_set
+from netsmith.core.decoding import Encoded, decode_set, sides
 from netsmith.core.images import ImageSet, MemoryImages, stratified_split
 from netsmith.core.paths import as_path
 from netsmith.errors import DataError, MissingDependencyError, did_you_mean
@@ -35,7 +35,7 @@ def _open_digits(argument: str, options: DataOptions) -> Parts:
     labels = torch.from_numpy(raw.target).to(torch.int64)
     if options.size is not None:
         pixels = torch.nn.functional.interpolate(
-            pixels.float(), size=(options.size, options.size), mode="bilinear", antialias=True
+            pixels.float(), size=sides(options.size), mode="bilinear", antialias=True
         )
         pixels = pixels.round().clamp(0, 255).to(torch.uint8)
     whole = MemoryImages(pixels, labels, tuple(str(d) for d in range(10)), mirror=False)

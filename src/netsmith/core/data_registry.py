@@ -22,13 +22,13 @@ class DataOptions:
     """How a source is opened.
 
     Attributes:
-        size: side in pixels to which images are resized; None keeps them.
+        size: side of the square, or height and width, in pixels to which images are resized; None keeps them.
         root: where downloaded sets are kept.
         download: whether a set that is missing there may be downloaded.
         ignore: the class of masks that counts nowhere.
     """
 
-    size: int | None
+    size: int | tuple[int, int] | None
     root: Path
     download: bool
     ignore: int | None = None

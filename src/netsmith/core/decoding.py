@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,10 @@ from netsmith import limits
 from netsmith.core.images import IGNORED, LazyImages, MemoryImages
 from netsmith.errors import DataError
 
+PictureSize = int | tuple[int, int]
+"""The side of a square, or height and width, in pixels."""
+
+_log = logging.getLogger("netsmith.data")
 MEMORY_LIMIT = 2 * 2**30
 """Sets whose decoded pixels take at most this many bytes are held in memory."""
 
@@ -67,20 +72,22 @@ def decode_set(
     encoded: Encoded,
     classes: tuple[str, ...],
     *,
-    size: int | None = None,
+    size: PictureSize | None = None,
     mirror: bool = True,
     memory_limit: int = MEMORY_LIMIT,
 ) -> MemoryImages | LazyImages:
     """The set of those images, all grey (C = 1) or all RGB (C = 3).
 
-    With `size`, the shorter side is resized to it and the middle square kept; without, all must be of one size.
+    With `size` (a side, or height and width), images are resized to cover it and their middle is kept, which is said in
+    the log where it leaves something out; without, all must be of one size.
 
     Raises:
         DataError: no image, one that cannot be read, or sizes that differ.
     """
     headers = _headers(encoded)
     grey = all(mode in _GREY for mode, _ in headers.values())
-    width, height = headers[0][1] if size is None else (size, size)
+    height, width = headers[0][1][::-1] if size is None else sides(size)
+    _say_crop(headers, (width, height))
     shape = (1 if grey else 3, height, width)
 
     def read(i: int) -> np.ndarray:
@@ -97,7 +104,7 @@ def decode_masks(
     encoded: Encoded,
     classes: tuple[str, ...],
     *,
-    size: int | None = None,
+    size: PictureSize | None = None,
     ignore: int | None = None,
     memory_limit: int = MEMORY_LIMIT,
 ) -> MemoryImages | LazyImages:
@@ -109,7 +116,7 @@ def decode_masks(
         DataError: no mask, one that cannot be read, is in colour, or holds a class that is not there.
     """
     headers = _headers(encoded)
-    width, height = headers[0][1] if size is None else (size, size)
+    height, width = headers[0][1][::-1] if size is None else sides(size)
     shape = (1, height, width)
 
     def read(i: int) -> np.ndarray:
@@ -297,7 +304,7 @@ def read_picture(image: Image.Image, where: str) -> Image.Image:
         raise _unreadable(where, error) from error
 
 
-def _decode(encoded: Encoded, i: int, shape: tuple[int, int, int], size: int | None) -> np.ndarray:
+def _decode(encoded: Encoded, i: int, shape: tuple[int, int, int], size: PictureSize | None) -> np.ndarray:
     """Image `i` as uint8 `(C, H, W)`."""
     with _open(encoded, i) as opened, _room.of(opened):
         image = read_picture(opened, encoded.where(i))
@@ -307,12 +314,12 @@ def _decode(encoded: Encoded, i: int, shape: tuple[int, int, int], size: int | N
                 f"{encoded.where(i)} is in colour, others of the set are grey: convert all of them to one kind"
             )
         image = image.convert("L" if shape[0] == 1 else "RGB")
-        pixels = np.asarray(image if size is None else _resize(image, size))
+        pixels = np.asarray(image if size is None else _resize(image, sides(size)))
     return pixels[None] if shape[0] == 1 else pixels.transpose(2, 0, 1)
 
 
 def _read_mask(
-    encoded: Encoded, i: int, shape: tuple[int, int, int], size: int | None, ignore: int | None = None
+    encoded: Encoded, i: int, shape: tuple[int, int, int], size: PictureSize | None, ignore: int | None = None
 ) -> np.ndarray:
     """Mask `i` as uint8 `(1, H, W)`, `IGNORED` in place of class `ignore`; `size` 0 takes it as it is."""
     with _open(encoded, i) as image, _room.of(image):
@@ -330,31 +337,55 @@ def _read_mask(
     if values.min() < 0 or values.max() > IGNORED:
         raise DataError(f"{encoded.where(i)} holds {values.max()}; a mask holds numbers from 0 to {IGNORED}")
     mask = Image.fromarray(np.where(values == ignore, IGNORED, values).astype(np.uint8))
-    return np.asarray(_resize(mask, size, Image.Resampling.NEAREST) if size else mask)[None]
+    return np.asarray(_resize(mask, sides(size), Image.Resampling.NEAREST) if size else mask)[None]
 
 
-def _resize(image: Image.Image, size: int, resampling: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
+def sides(size: PictureSize) -> tuple[int, int]:
+    """Height and width."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def _resize(
+    image: Image.Image, size: tuple[int, int], resampling: Image.Resampling = Image.Resampling.BILINEAR
+) -> Image.Image:
     width, height = image.size
-    if (width, height) == (size, size):
+    if (height, width) == size:
         return image
-    scale = size / min(width, height)
-    width, height = max(size, round(width * scale)), max(size, round(height * scale))
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.resize((width, height), resampling).crop((left, top, left + size, top + size))
+    scale = max(size[0] / height, size[1] / width)
+    width, height = max(size[1], round(width * scale)), max(size[0], round(height * scale))
+    left, top = (width - size[1]) // 2, (height - size[0]) // 2
+    return image.resize((width, height), resampling).crop((left, top, left + size[1], top + size[0]))
+
+
+def _say_crop(headers: Mapping[int, tuple[str, tuple[int, int]]], to: tuple[int, int]) -> None:
+    """Say how much of the images is left out when their middle is kept; `to` is width and height."""
+
+    def kept(found: tuple[int, int]) -> float:
+        scale = max(to[0] / found[0], to[1] / found[1])
+        return to[0] * to[1] / (found[0] * found[1] * scale**2)
+
+    width, height = min((found for _, found in headers.values()), key=kept)
+    left_out = 1 - kept((width, height))
+    if left_out > 0.01:
+        _log.info(
+            "images are cut to the middle %dx%d (height x width): of one of %dx%d, %.0f%% is left out. A size HxW "
+            "keeps other proportions", to[1], to[0], height, width, 100 * left_out,
+        )  # fmt: skip
 
 
 def _check_size(
-    found: tuple[int, int], i: int, encoded: Encoded, shape: tuple[int, int, int], size: int | None
+    found: tuple[int, int], i: int, encoded: Encoded, shape: tuple[int, int, int], size: PictureSize | None
 ) -> None:
-    scale = size / min(found) if size else 1
+    height, width = sides(size) if size else (found[1], found[0])
+    scale = max(height / found[1], width / found[0])
     if found[0] * scale * found[1] * scale > limits.IMAGE_PIXELS:
-        raise DataError(
-            _too_large(encoded.where(i), f"{found[0]}x{found[1]} pixels, its shorter side to become {size}")
-        )
+        raise DataError(_too_large(encoded.where(i), f"{found[0]}x{found[1]} pixels, to become {height}x{width}"))
     if size is None and found != (shape[2], shape[1]):
         raise DataError(
             f"images differ in size: {encoded.where(0)} has {shape[2]}x{shape[1]} pixels, {encoded.where(i)} has "
-            f"{found[0]}x{found[1]}. Give a size to which all are resized (size: {min(shape[1:])})"
+            f"{found[0]}x{found[1]}. Give a size to which all are resized, their middle being kept: --size "
+            f"{min(shape[1:])} for a square, --size {shape[1]}x{shape[2]} for height x width (size= in "
+            "Python, data.size in a config)"
         )
 
 

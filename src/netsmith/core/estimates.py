@@ -162,7 +162,7 @@ def _seconds(call: Callable[[], None], device: torch.device) -> float:
 
 
 def image_counts(
-    source: str, *, seed: int, validation_fraction: float, size: int | None
+    source: str, *, seed: int, validation_fraction: float, size: int | tuple[int, int] | None
 ) -> tuple[int, int, int] | None:
     """Images for training, validation and test, where the data are on this machine already; else None."""
     try:
