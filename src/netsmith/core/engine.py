@@ -19,8 +19,8 @@ from netsmith.core.synced_norms import synced_norms
 from netsmith.core.tasks import Task
 from netsmith.core.training_run import TrainingRun, TrainResult
 from netsmith.errors import TrainingError
-from netsmith.trace.checks import original, unusable
 from netsmith.networks.classes import by_name
+from netsmith.trace.checks import original, unusable
 
 __all__ = ["Objective", "Progress", "Step", "TrainResult", "TrainSettings", "evaluate", "lr_factor", "train"]
 
