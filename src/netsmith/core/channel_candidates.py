@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from netsmith.core.channel_entries import ENTRIES
-from netsmith.core.channel_flow import Flow
+from netsmith.core.channel_flow import Flow, tensors_of
 from netsmith.core.channel_labels import Family, Labels
 from netsmith.core.channel_products import PRODUCTS
 from netsmith.core.channel_settings import around, layer_settings
@@ -24,12 +24,24 @@ class Unfit(Exception):
     """Channels whose places our terms cannot express."""
 
 
-def candidates(model: nn.Module, example: Tensor) -> tuple[list[WidthGroup], list[Refused]]:
-    """The groups that a run of the network shows, to be proved, and those that must keep their channels as they are."""
-    flow = Flow(copy.deepcopy(model).eval().cpu(), example.detach().cpu(), {**ENTRIES, **PRODUCTS})
+def candidates(model: nn.Module, example: Tensor, batch: Tensor) -> tuple[list[WidthGroup], list[Refused]]:
+    """The groups that runs of the network show, to be proved, and those that must keep their channels as they are.
+
+    It runs on `example` in eval mode and on `batch` in train mode, where it may take another way through its code.
+    """
+    twin = copy.deepcopy(model).cpu()
+    flow = Flow(twin, {**ENTRIES, **PRODUCTS})
     labels = flow.labels
-    for layer in flow.marks(flow.output).layers:
-        labels.pin(layer, "these are the network's own outputs")
+    for x, training in ((example, False), (batch, True)):
+        twin.train(training)
+        try:
+            output = flow.run(x.detach().cpu())
+        except Exception:  # in train mode it may want targets, or larger inputs: what only that mode uses is unseen
+            if not training:
+                raise
+            break
+        flow.lost(tensors_of(output), "these are the network's own outputs")
+    flow.pin_unseen()
     tops = _Tops(labels)
     groups = tops.groups()
     found = [f for channels in groups if (f := _describe(model, labels, tops, channels)) is not None]

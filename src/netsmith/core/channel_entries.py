@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from netsmith.core.channel_flow import Args, Flow, Kwargs, Operand, RuleBook, argument, derived, last_places, tensors_of
 from netsmith.core.channel_labels import BARE, PADDED, compress, varying
@@ -26,9 +26,14 @@ ENTRIES = RuleBook()
     "le gt ge eq ne and or invert logical_not logical_and logical_or threshold atan atan2 sgn isnan logit xlogy "
     "floor_divide rdiv bitwise_and bitwise_not copy fill positive trunc"
 )
-def entrywise(flow: Flow, func: Any, args: Args, kwargs: Kwargs, out: Tensor) -> None:
+def entrywise(flow: Flow, func: Any, args: Args, kwargs: Kwargs, out: Any) -> None:
     """Entries at the same place meet."""
     given = tensors_of((args, kwargs))
+    if not isinstance(out, Tensor):  # where with one argument: the places of what is not zero
+        flow.lost(given, "its channels are picked by their values")
+        for t in tensors_of(out):
+            flow.mark(t, (), derived=True)
+        return
     operands = [flow.operand(t, last_places(t, out.ndim), out.ndim) for t in given]
     layers = flow.join(operands)
     streams = [o for o in operands if o.derived and o.layers]
@@ -49,19 +54,23 @@ def unchanged(flow: Flow, func: Any, args: Args, kwargs: Kwargs, out: Tensor) ->
     flow.mark(out, marks.layers, derived=marks.derived)
 
 
-@ENTRIES.rule(
-    "zeros_like ones_like full_like empty_like new_zeros new_ones new_empty new_full new_tensor rand_like randn_like"
-)
+@ENTRIES.rule("zeros_like ones_like full_like empty_like new_zeros new_ones new_empty new_full new_tensor")
 def made(flow: Flow, func: Any, args: Args, kwargs: Kwargs, out: Tensor) -> None:
     """New entries that owe only their number to the input."""
     flow.mark(out, (), derived=False)
+
+
+@ENTRIES.rule("rand_like randn_like")
+def noise(flow: Flow, func: Any, args: Args, kwargs: Kwargs, out: Tensor) -> None:
+    """New entries, none of them like another in any order: they belong to the channels that they are made for."""
+    flow.mark(out, flow.marks(args[0] if args else kwargs["input"]).layers, derived=False)
 
 
 @ENTRIES.rule("batch_norm instance_norm prelu")
 def along_channels(flow: Flow, func: Any, args: Args, kwargs: Kwargs, out: Tensor) -> None:
     """Statistics, weight and bias meet dimension 1."""
     x, *others = tensors_of((args, kwargs))
-    operands = [flow.operand(x, range(x.ndim), x.ndim), *(flow.operand(t, (1,), x.ndim) for t in others)]
+    operands = [flow.operand(x, range(x.ndim), x.ndim), *(flow.operand(t, (1,)[: t.ndim], x.ndim) for t in others)]
     layers = flow.join(operands)
     if not others:
         for layer in layers:
@@ -96,6 +105,13 @@ def moved(flow: Flow, func: Any, args: Args, kwargs: Kwargs, out: Any) -> None:
             found[i].append(small)
     for t, layers in zip(outs, found, strict=True):
         flow.mark(t, layers, derived=marks.derived)
+    module = flow.module()[1]
+    if isinstance(module, nn.Unflatten) and module.unflattened_size[0] > 0:  # a number that follows the width
+        place = int(module.dim) % x.ndim
+        for layer in flow.marks(out).layers:
+            if place in varying(layer):
+                (counted,) = flow.contract([flow.alone(layer)], sorted(varying(layer) - {place}))
+                flow.number("unflattened_size[0]", counted)
 
 
 @ENTRIES.rule("embedding")
@@ -103,6 +119,9 @@ def looked_up(flow: Flow, func: Any, args: Args, kwargs: Kwargs, out: Tensor) ->
     """Rows of a table."""
     index, table = tensors_of((args, kwargs))[:2]
     marks = flow.marks(table)
+    for layer in marks.layers:
+        if varying(layer) == {table.ndim - 1}:
+            flow.note_use(layer)
     flow.mark(out, [layer.expand(table.shape)[index] for layer in marks.layers], derived=flow.marks(index).derived)
 
 

@@ -8,16 +8,18 @@ matrix products) let the labels of the weights' outputs take over.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
 from netsmith.core.channel_labels import BARE, PADDED, Labels, compress, varying
+from netsmith.trace.coverage import Coverage
 
 _MARK = "_netsmith_channels"
 _REASONS = {
@@ -48,6 +50,26 @@ Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 # What a torch function does to labels: called with the function, its arguments and its output.
 Rule = Callable[["Flow", Any, Args, Kwargs, Any], None]
+
+
+def weight_remedy(module: nn.Module) -> str:
+    """That the weights of a module are computed from others, and what makes them plain ones; "" where they are."""
+    if is_parametrized(module):
+        assert isinstance(module.parametrizations, nn.ModuleDict)
+        names = list(module.parametrizations)
+        remedy = f"torch.nn.utils.parametrize.remove_parametrizations(module, '{names[0]}')"
+        return f"its {', '.join(names)} is computed by a parametrization. Make it a plain one: {remedy}"
+    for hook in module._forward_pre_hooks.values():
+        remedy = _OLD_HOOKS.get(type(hook).__name__)
+        if remedy is not None:
+            return f"its {getattr(hook, 'name', 'weight')} is computed by a hook. Make it a plain one: {remedy}"
+    return ""
+
+
+_OLD_HOOKS = {
+    "WeightNorm": "torch.nn.utils.remove_weight_norm(module)",
+    "SpectralNorm": "torch.nn.utils.remove_spectral_norm(module)",
+}
 
 
 class RuleBook(dict[str, Rule]):
@@ -84,16 +106,15 @@ def derived(flow: Flow, given: Sequence[Tensor]) -> bool:
 
 
 class Flow(TorchFunctionMode):
-    """One run of `model` on `x` with a rule for each torch function by name; `labels` holds all that was seen."""
+    """Runs of `model` with a rule for each torch function by name; `labels` holds all that was seen."""
 
-    def __init__(self, model: nn.Module, x: Tensor, rules: Mapping[str, Rule]) -> None:
+    def __init__(self, model: nn.Module, rules: Mapping[str, Rule]) -> None:
         super().__init__()
         self._rules = rules
         self.labels = Labels()
         self.step = 0
         self._noted = 0
         self._weights: dict[int, Marks] = {}
-        self._inside: list[nn.Module] = []
         state = [
             *model.named_parameters(),
             *((n, b) for n, b in model.named_buffers() if b.is_floating_point()),
@@ -105,25 +126,29 @@ class Flow(TorchFunctionMode):
                 if s > 1
             ]
             self._weights[id(t)] = Marks(tuple(layers))
-        self._names = {id(m): n for n, m in model.named_modules()}
-        self.output = self._run(model, x)
+        self._coverage = Coverage(model)  # it holds the model, so that no other tensor has the id of a weight
+        self._passed: dict[str, dict[int, Tensor]] = defaultdict(dict)  # layers in the code of each module
 
-    def _run(self, model: nn.Module, x: Tensor) -> Tensor:
-        hooks = [
-            register_module_forward_pre_hook(lambda m, _: self._inside.append(m)),
-            register_module_forward_hook(self._leave, always_call=True),
-        ]
+    def run(self, x: Tensor) -> Any:
+        """The network's output for `x`, with what the run shows noted."""
         x = x.clone()
         self.mark(x, (), derived=True)
-        try:
-            with torch.no_grad(), self:
-                return model(x)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with torch.no_grad(), self._coverage.watching(self._pass), self:
+            return self._coverage.model(x)
 
-    def _leave(self, *_: Any) -> None:
-        self._inside.pop()
+    def _pass(self, name: str, values: Any) -> None:
+        for t in tensors_of(values):
+            self._passed[name].update((id(layer), layer) for layer in self.marks(t).layers)
+
+    def pin_unseen(self) -> None:
+        """Pin all channels that a part of the network could get, or stand in for, that no run saw."""
+        for part, around in self._coverage.unseen().items():
+            reason = (
+                f"they pass the code around {part}, which the trial run did not reach, so that nothing is known of what"
+                " it does with them. If the network never uses it, put torch.nn.Identity() in its place"
+            )
+            for layer in self._passed[around].values():
+                self.labels.pin(layer, reason)
 
     # -- what rules use ----------------------------------------------------------------------------------------------
 
@@ -146,11 +171,10 @@ class Flow(TorchFunctionMode):
                 self.labels.colour(layer, self._noted)
         setattr(t, _MARK, (self, Marks(tuple(kept), derived)))
 
-    def module(self) -> tuple[str, nn.Module | None]:
+    def module(self) -> tuple[str, nn.Module]:
         """The module whose code is running, with its name."""
-        if not self._inside:
-            return "", None
-        return self._names.get(id(self._inside[-1]), ""), self._inside[-1]
+        name = self._coverage.inside[-1]
+        return name, self._coverage.model.get_submodule(name)
 
     def operand(self, t: Tensor, places: Sequence[int], ndim: int) -> Operand:
         """`t` seen in an operation of `ndim` dimensions, its dimension `d` being `places[d]` there."""
@@ -198,7 +222,8 @@ class Flow(TorchFunctionMode):
             if places - full:  # fixed within each head, say; the heads are not
                 self._bundled(layer, frozenset(full), "")
             else:
-                self.labels.pin(layer, _REASONS[BARE])
+                computed = weight_remedy(self.module()[1])
+                self.labels.pin(layer, (computed and f"{self.module()[0]} reads them: {computed}") or _REASONS[BARE])
 
     def contract(
         self, operands: Sequence[Operand], summed: Sequence[int], *, bundle: str = "", weight: Operand | None = None
@@ -234,7 +259,10 @@ class Flow(TorchFunctionMode):
 
     def _bundled(self, layer: Tensor, gone: frozenset[int], kind: str) -> Tensor:
         shape = tuple(1 if d in gone else s for d, s in enumerate(layer.shape))
-        bundles = self.labels.fresh(shape, bundle=kind or "bundle")
+        sets = self.labels.find(layer).movedim(sorted(gone), list(range(-len(gone), 0))).flatten(-len(gone))
+        sets = sets.reshape(-1, sets.shape[-1]).sort(dim=1).values
+        distinct, which = torch.unique(sets, dim=0, return_inverse=True)  # heads may share keys, groups a weight
+        bundles = self.labels.fresh((len(distinct),), bundle=kind or "bundle")[which].view(shape)
         if self.labels.relate(layer, bundles) not in ("within", "same"):
             self.labels.pin(layer, "its channels are summed in overlapping sets")
         return bundles
@@ -242,9 +270,25 @@ class Flow(TorchFunctionMode):
     def number(self, attribute: str, layer: Tensor) -> None:
         """Note that a number of the running module counts the channels of a layer."""
         name, module = self.module()
-        if module is not None and hasattr(module, attribute):
+        if hasattr(module, attribute.partition("[")[0]):
             new = self.labels.fresh((layer.numel(),), setting=(name, attribute))
             self.labels.relate(new, layer.flatten())
+
+    def alone(self, layer: Tensor) -> Operand:
+        """A layer as the only one of an operand."""
+        return Operand((layer,), tuple(layer.shape), derived=True)
+
+    def by_channel(self, layer: Tensor, problem: str) -> Tensor | None:
+        """A layer of an image's channels where each is moved as a whole, with all its positions.
+
+        Each channel holds several labels where positions were made of channels (by a shuffle of pixels, by a view of a
+        linear layer's outputs as maps). Nothing, and pinned, where the positions alone are channels.
+        """
+        space = varying(layer) - {0, 1}
+        if space and 1 not in varying(layer):
+            self.labels.pin(layer, problem)
+            return None
+        return self.contract([self.alone(layer)], sorted(space))[0] if space else layer
 
     def _written(self, x: Tensor, index: Any, value: Any) -> None:
         """A part of `x` was overwritten: fine where both have the same layers."""
@@ -280,20 +324,29 @@ class Flow(TorchFunctionMode):
         out = func(*args, **kwargs)
         if name == "__setitem__":
             self._written(*args)
-        made = [t for t in tensors_of(out) if isinstance(t, Tensor)]
-        given = tensors_of((args, kwargs))
+        made, given = tensors_of(out), tensors_of((args, kwargs))
+        if made or name == "__setitem__":  # a look at a shape or a type shows nothing of a part
+            self._coverage.touch(given)
         if not made or not any(self.marks(t).layers or self.marks(t).derived for t in given):
             return out
         self.step += 1
-        found = self._rules.get(name)
-        if found is None:
-            if any(self.marks(t).layers for t in given):
-                self.lost(given, f"its channels pass {name}, which is not followed")
-            for t in made:
-                self.mark(t, (), derived=True)
-        else:
-            found(self, func, args, kwargs, out)
+        rule = self._rules.get(name)
+        try:
+            if rule is None:
+                self._lose_track(name, given, made)
+            else:
+                rule(self, func, args, kwargs, out)
+        except Exception as error:  # a use of the function that its rule does not foresee
+            problem = str(error).partition("\n")[0]
+            self._lose_track(name, given, made, f" when it is used like this ({type(error).__name__}: {problem})")
+        self._pass(self._coverage.inside[-1], (given, made))
         return out
+
+    def _lose_track(self, what: str, given: Sequence[Tensor], made: Sequence[Tensor], why: str = "") -> None:
+        if any(self.marks(t).layers for t in given):
+            self.lost(given, f"its channels pass {what}, which is not followed{why}")
+        for t in made:
+            self.mark(t, (), derived=True)
 
 
 def _lifted(layer: Tensor, places: Sequence[int], ndim: int) -> Tensor:

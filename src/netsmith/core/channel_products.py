@@ -57,7 +57,7 @@ def _with_sums(flow: Flow, layers: Sequence[Tensor], gone: set[int]) -> list[Ten
     out = list(layers)
     for layer in layers:
         if varying(layer) & gone and varying(layer) - gone:
-            sums = flow.contract([_alone(layer)], sorted(gone & set(range(ndim))))
+            sums = flow.contract([flow.alone(layer)], sorted(gone & set(range(ndim))))
             out += sums
     return out
 
@@ -96,7 +96,7 @@ def group_normed(flow: Flow, func: Any, args: Args, kwargs: Kwargs, out: Tensor)
             flow.number("num_channels", layer)
         if groups > 1:
             split = layer.flatten().view(groups, -1)
-            bundle = flow.contract([_alone(split)], [1])
+            bundle = flow.contract([flow.alone(split)], [1])
             for b in bundle:
                 flow.number("num_groups", b)
                 layers.append(b.expand_as(split).reshape(layer.shape))
@@ -172,7 +172,7 @@ def attention(flow: Flow, func: Any, args: Args, kwargs: Kwargs, out: Tensor) ->
     q, k, v = (argument(args, kwargs, i, n) for i, n in enumerate(("query", "key", "value")))
     mask = argument(args, kwargs, 3, "attn_mask")
     if argument(args, kwargs, 8, "enable_gqa"):
-        flow.lost([q, k, v], "its heads share keys and values")
+        k, v = (_for_each_query(flow, t, q) for t in (k, v))
     keys = k.transpose(-2, -1)
     flow.mark(keys, [layer.transpose(-2, -1) for layer in flow.marks(k).layers], derived=flow.marks(k).derived)
     scores = torch.matmul(q, keys)
@@ -184,6 +184,14 @@ def attention(flow: Flow, func: Any, args: Args, kwargs: Kwargs, out: Tensor) ->
         )
     flow.mark(scores, layers, derived=True)
     flow.mark(out, _product(flow, scores, v), derived=True)
+
+
+def _for_each_query(flow: Flow, t: Tensor, q: Tensor) -> Tensor:
+    """Keys or values of heads that several heads of queries share, repeated for each."""
+    times = q.shape[-3] // t.shape[-3]
+    repeated = t.repeat_interleave(times, dim=-3)
+    moved(flow, torch.repeat_interleave, (t, times), {"dim": -3}, repeated)
+    return repeated
 
 
 # -- images ------------------------------------------------------------------------------------------------------------
@@ -199,8 +207,9 @@ def convolution(flow: Flow, func: Any, args: Args, kwargs: Kwargs, out: Tensor) 
     pointwise = all(k == 1 for k in weight.shape[2:]) and out.shape[2:] == x.shape[2:]
     layers = []
     for layer in flow.marks(x).layers:
-        if not pointwise and any(d > 1 for d in varying(layer)):
-            flow.labels.pin(layer, "a convolution runs along its channels")
+        if not pointwise:
+            layer = flow.by_channel(layer, "a convolution runs along its channels")
+        if layer is None:
             continue
         layers.append(_split(layer, 1, groups).unsqueeze(3))  # batch, group, channel in, channel out, positions
     sizes = (x.shape[0], groups, x.shape[1] // groups, 1, *(x.shape[2:] if pointwise else [1] * space))
@@ -209,6 +218,9 @@ def convolution(flow: Flow, func: Any, args: Args, kwargs: Kwargs, out: Tensor) 
         if any(d > 1 for d in varying(layer)):
             continue  # labels of kernel positions
         inner, outer = (layer.flatten() if layer.shape[d] > 1 else None for d in ((1, 0) if not turned else (0, 1)))
+        if turned and groups > 1 and outer is not None:  # a group moves with its outputs, in the order they have
+            flow.labels.pin(outer, "all groups of a transposed convolution share one dimension of its weight for them")
+            continue
         given.append(_weight_layer(inner, outer, groups, space, turned=turned))
     wide = weight.shape[0] // groups if not turned else weight.shape[1]
     tall = weight.shape[1] if not turned else weight.shape[0] // groups
@@ -251,13 +263,10 @@ def pooled(flow: Flow, func: Any, args: Args, kwargs: Kwargs, out: Any) -> None:
     for t in tensors_of(out):
         layers = []
         for layer in flow.marks(x).layers:
-            moving = {d for d in varying(layer) if d > 1}
-            if not moving:
-                layers.append(layer)
-            elif all(t.shape[d] == 1 for d in range(2, t.ndim)):
-                layers += flow.contract([_alone(layer)], range(2, x.ndim))
-            else:
-                flow.labels.pin(layer, "pooling or resampling runs along its channels")
+            if all(t.shape[d] == 1 for d in range(2, t.ndim)):
+                layers += flow.contract([flow.alone(layer)], range(2, x.ndim))
+            elif (whole := flow.by_channel(layer, "pooling or resampling runs along its channels")) is not None:
+                layers.append(whole)
         flow.mark(t, layers, derived=flow.marks(x).derived)
 
 
@@ -286,11 +295,7 @@ def folded(flow: Flow, func: Any, args: Args, kwargs: Kwargs, out: Tensor) -> No
     for layer in flow.marks(x).layers:
         if varying(layer) == {1}:
             split = layer.unflatten(1, (-1, window))
-            layers += [s.squeeze(2).unsqueeze(-1) for s in flow.contract([_alone(split)], [2])]
+            layers += [s.squeeze(2).unsqueeze(-1) for s in flow.contract([flow.alone(split)], [2])]
         else:
             flow.labels.pin(layer, "windows run along its channels")
     flow.mark(out, layers, derived=flow.marks(x).derived)
-
-
-def _alone(layer: Tensor) -> Operand:
-    return Operand((layer,), tuple(layer.shape), True)

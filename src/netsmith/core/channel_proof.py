@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from netsmith.core.channel_resize import forget, holders, named_tensors, resized_tensors, set_widths
+from netsmith.core.channel_resize import forget, holders, named_tensors, set_widths, tensors_of_channels
 from netsmith.core.channel_types import WidthGroup
 
 T = TypeVar("T")
@@ -60,6 +60,7 @@ class Proof:
             self.x = x
             self.output = _run(self.model, self.x)
         self._shapes = self._lightest(model.eval(), x)
+        self._held: dict[tuple[WidthGroup, ...], bool] = {}
 
     def _lightest(self, model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
         """What to run when only shapes matter: on the meta device nothing is computed, but every step costs more."""
@@ -83,8 +84,7 @@ class Proof:
         """Whether the output stays the same when all these groups are reordered at random."""
         generator = torch.Generator().manual_seed(seed)
         orders = {g.name: torch.randperm(g.width, generator=generator).tolist() for g in groups}
-        out = _run_resized(self.model, self.x, groups, {g.name: g.width for g in groups}, orders)
-        return same(out, self.output)
+        return same(_run_channels(self.model, self.x, groups, orders), self.output)
 
     def misfit(self, groups: Sequence[WidthGroup], size: Callable[[WidthGroup], int], *, shapes: bool = False) -> str:
         """Why the network does not run with these groups resized, or "" when it does with an output of the same shape.
@@ -93,22 +93,47 @@ class Proof:
         """
         model, x = self._shapes if shapes else (self.model, self.x)
         try:
-            out = _run_resized(model, x, groups, {g.name: size(g) for g in groups})
+            out = _run_channels(model, x, groups, {g.name: [j % g.width for j in range(size(g))] for g in groups})
         except MISFIT as error:
             return f"{type(error).__name__}: {error}".splitlines()[0]
         return "" if out.shape == self.output.shape else f"its output has shape {tuple(out.shape)}"
 
-    def fits(self, groups: Sequence[WidthGroup], *, shapes: bool = False) -> bool:
-        """Whether the network runs with these groups smaller, and with these groups larger."""
-        return not any(self.misfit(groups, size, shapes=shapes) for size in (smaller, larger))
+    def holds(self, groups: Sequence[WidthGroup]) -> bool:
+        """Whether the network runs with these groups smaller and larger, and computes the same with them doubled."""
+        key = tuple(groups)
+        if key not in self._held:
+            sizes = smaller, larger
+            runs = not any(self.misfit(groups, size, shapes=True) for size in sizes)
+            self._held[key] = runs and not self.changes(groups)
+        return self._held[key]
 
-    def keeps_function(self, groups: Sequence[WidthGroup]) -> bool:
-        """Whether the network computes the same with every channel of these groups doubled."""
+    def changes(self, groups: Sequence[WidthGroup]) -> str:
+        """What goes wrong when every channel of these groups is doubled, at their own and at half the width, or ""."""
+        return self._doubled(groups, lambda g: g.width) or self._doubled(groups, smaller)
+
+    def _doubled(self, groups: Sequence[WidthGroup], size: Callable[[WidthGroup], int]) -> str:
+        once = {g.name: list(range(size(g))) for g in groups}
+        whole = all(len(once[g.name]) == g.width for g in groups)
         try:
-            out = _run_resized(self.model, self.x, groups, {g.name: 2 * g.width for g in groups})
-            return same(out, self.output)
-        except MISFIT:
-            return False
+            expected = self.output if whole else _run_channels(self.model, self.x, groups, once)
+            twice = _run_channels(self.model, self.x, groups, {n: 2 * c for n, c in once.items()})
+        except MISFIT as error:
+            return f"the network does not run when they are doubled ({type(error).__name__})"
+        return "" if same(twice, expected) else "the output changes when each of its channels is doubled"
+
+    def sifted(self, groups: Sequence[WidthGroup]) -> tuple[list[WidthGroup], list[WidthGroup]]:
+        """The groups that hold all together, and any of them without any other; and those that do not."""
+
+        def holds(some: Sequence[WidthGroup]) -> bool:
+            return not self._doubled(some, lambda g: g.width)
+
+        good, bad = sift(groups, self.holds)
+        dropped = {g.name for some in apart(good) for g in sift(some, holds)[1]}
+        if dropped:
+            bad += [g for g in good if g.name in dropped]
+            good, more = sift([g for g in good if g.name not in dropped], self.holds)
+            bad += more
+        return good, bad
 
 
 def _run(model: nn.Module, x: Tensor) -> Tensor:
@@ -116,15 +141,11 @@ def _run(model: nn.Module, x: Tensor) -> Tensor:
         return model(x.clone())
 
 
-def _run_resized(
-    model: nn.Module,
-    x: Tensor,
-    groups: Sequence[WidthGroup],
-    widths: Mapping[str, int],
-    keep: Mapping[str, Sequence[int]] | None = None,
+def _run_channels(
+    model: nn.Module, x: Tensor, groups: Sequence[WidthGroup], channels: Mapping[str, Sequence[int]]
 ) -> Tensor:
-    """The output of the network as `resize` would make it, without a copy of it."""
-    tensors = resized_tensors(model, groups, widths, keep=keep)
+    """The output of the network with these channels of each group, as `resize` would make it, without a copy of it."""
+    tensors, widths = tensors_of_channels(model, groups, channels), {n: len(c) for n, c in channels.items()}
     state, places = named_tensors(model), holders(model)
     put = [(store, key, state[name], new) for name, new in tensors.items() for store, key in places[id(state[name])]]
     try:
@@ -151,14 +172,24 @@ def same(output: Tensor, expected: Tensor, tolerance: float | None = None) -> bo
 
 
 def sift(things: Sequence[T], holds: Callable[[Sequence[T]], bool]) -> tuple[list[T], list[T]]:
-    """Those that pass and those that fail, testing many together and halving where a test fails."""
+    """Those that pass together and those that fail, testing many together and halving where a test fails."""
     if not things or holds(things):
         return list(things), []
     if len(things) == 1:
         return [], list(things)
     half = len(things) // 2
-    first, second = sift(things[:half], holds), sift(things[half:], holds)
-    return first[0] + second[0], first[1] + second[1]
+    (good, bad), (more, worse) = sift(things[:half], holds), sift(things[half:], holds)
+    if good and more and not holds([*good, *more]):  # each half passes, the two together do not
+        for thing in more:
+            (good if holds([*good, thing]) else worse).append(thing)
+        return good, bad + worse
+    return good + more, bad + worse
+
+
+def apart(things: Sequence[T]) -> list[list[T]]:
+    """Few selections such that for any two things some hold one of them and not the other."""
+    bits = (len(things) - 1).bit_length() if things else 0
+    return [[thing for i, thing in enumerate(things) if i >> bit & 1] for bit in range(bits)]
 
 
 def smaller(group: WidthGroup) -> int:

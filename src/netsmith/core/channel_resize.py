@@ -128,7 +128,15 @@ def resized_tensors(
     for name in keep or {}:
         if name not in checked:
             raise ChannelError(f"keep names '{name}', which gets no new width. {did_you_mean(name, checked)}")
-    changed = {n: s for n, s in sources.items() if s != list(range(by_name[n].width))}
+    return tensors_of_channels(model, groups, sources)
+
+
+def tensors_of_channels(
+    model: nn.Module, groups: Sequence[WidthGroup], sources: Mapping[str, Sequence[int]]
+) -> dict[str, Tensor]:
+    """The tensors that change, by name, when each group named in `sources` consists of these channels of its own."""
+    by_name = {g.name: g for g in groups}
+    changed = {n: list(s) for n, s in sources.items() if list(s) != list(range(by_name[n].width))}
     tensors = named_tensors(model)
     touched: dict[str, list[tuple[Axis, WidthGroup]]] = defaultdict(list)
     for name in changed:

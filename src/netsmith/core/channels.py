@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from netsmith.core.channel_candidates import candidates
+from netsmith.core.channel_flow import weight_remedy
 from netsmith.core.channel_proof import Proof, larger, sift, smaller
 from netsmith.core.channel_resize import (
     channel_index,
@@ -60,38 +60,18 @@ def width_groups(model: nn.Module, example_input: Tensor, *, name: str = "") -> 
     check_arguments(model, example_input, label)
     with untouched(model):
         model.eval()
-        two, _ = trial_batches(example_input)
+        two, three = trial_batches(example_input)
         run_whole(model, two, label)
-        found, refused = candidates(model, two[:1])
+        found, refused = candidates(model, two[:1], three)
         accepted, failed = _prove(model, two, found)
     layers = dict(model.named_modules())
-    failures = [_plainly(layers.get(r.name), r) for r in (*refused, *failed)]
+    # where the weights of a layer are computed from others, that is the reason, whatever came of it
+    failures = [
+        replace(r, reason=(r.name in layers and weight_remedy(layers[r.name])) or r.reason) for r in (*refused, *failed)
+    ]
     if not accepted:
         raise ChannelError(f"{label} has no width group that can be proved. {_reasons(failures)}")
     return WidthGroups(tuple(accepted), tuple(failures))
-
-
-def _plainly(layer: nn.Module | None, refused: Refused) -> Refused:
-    """Where the weights of a layer are computed from others, that is the reason, whatever came of it."""
-    if layer is None:
-        return refused
-    if is_parametrized(layer):
-        assert isinstance(layer.parametrizations, nn.ModuleDict)
-        names = ", ".join(layer.parametrizations)
-        remedy = f"torch.nn.utils.parametrize.remove_parametrizations(module, '{names.partition(',')[0]}')"
-        return replace(refused, reason=f"its {names} is computed by a parametrization. Make it a plain one: {remedy}")
-    for hook in layer._forward_pre_hooks.values():
-        remedy = _OLD_HOOKS.get(type(hook).__name__)
-        if remedy is not None:
-            reason = f"its {getattr(hook, 'name', 'weight')} is computed by a hook. Make it a plain one: {remedy}"
-            return replace(refused, reason=reason)
-    return refused
-
-
-_OLD_HOOKS = {
-    "WeightNorm": "torch.nn.utils.remove_weight_norm(module)",
-    "SpectralNorm": "torch.nn.utils.remove_spectral_norm(module)",
-}
 
 
 def _prove(model: nn.Module, x: Tensor, found: Sequence[WidthGroup]) -> tuple[list[WidthGroup], list[Refused]]:
@@ -104,7 +84,7 @@ def _prove(model: nn.Module, x: Tensor, found: Sequence[WidthGroup]) -> tuple[li
     good, bad = sift(found, proof.order_free)
     refuse(bad, lambda g: "the output changes when its channels are reordered")
     good, bad = _runnable(model, proof, good)
-    refuse(bad, lambda g: _fixed_size(proof, g))
+    refuse(bad, lambda g: _not_resizable(proof, g))
     return good, refused
 
 
@@ -113,28 +93,23 @@ def _runnable(
 ) -> tuple[list[WidthGroup], list[WidthGroup]]:
     """The groups with which the network runs when they are resized, and the others."""
 
-    def fits(some: Sequence[WidthGroup]) -> bool:
-        # attributes that were guessed must be the right ones, too
-        guessed = [g for g in some if g not in groups]
-        return proof.fits(some, shapes=True) and (not guessed or proof.keeps_function(guessed))
-
-    good, bad = complete(model, groups, fits)
+    good, bad = complete(model, groups, proof.holds)
     together = tied(bad)
-    whole, _ = complete(model, [g for g, _ in together], fits)
+    whole, _ = complete(model, [g for g, _ in together], proof.holds)
     first = {g.name: i for i, g in enumerate(groups)}
     for group, parts in together:
         if group.name in {g.name for g in whole}:
             first[group.name] = first[parts[0].name]
             bad = [g for g in bad if g not in parts]
-    good, worse = sift(sorted([*good, *whole], key=lambda g: first[g.name]), proof.fits)
+    good, worse = proof.sifted(sorted([*good, *whole], key=lambda g: first[g.name]))
     return good, [*bad, *worse]
 
 
-def _fixed_size(proof: Proof, group: WidthGroup) -> str:
+def _not_resizable(proof: Proof, group: WidthGroup) -> str:
     for size in (smaller, larger):
         if why := proof.misfit([group], size):
             return f"it is of a fixed size in the code: with {size(group)} of {group.width} channels, {why}"
-    return "the network does not run when it is resized together with others"
+    return proof.changes([group]) or "it can be resized alone, but not together with others"
 
 
 def _reasons(refused: list[Refused]) -> str:

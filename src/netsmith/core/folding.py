@@ -6,15 +6,18 @@ import copy
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from netsmith.core.channel_flow import tensors_of, weight_remedy
 from netsmith.core.channel_proof import MISFIT, same, sift
 from netsmith.core.trial import check_arguments, run_whole, trial_batches, untouched
 from netsmith.errors import ChannelError
+from netsmith.trace.coverage import Coverage
 
 _LAYERS = frozenset(f"{kind}{n}d" for kind in ("conv", "conv_transpose") for n in (1, 2, 3)) | {"linear"}
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -44,7 +47,8 @@ def fold_batch_norms(model: nn.Module, example_input: Tensor, *, name: str = "")
     depthwise, dilated and transposed convolutions too. The norm becomes an identity (or its activation), the layer
     gets a bias. `example_input` is a batch `(n, ...)` as the network takes it. The copy was seen to give the network's
     output to 1e-5 of the largest value; norms for which it does not are kept, and a warning names them. Batch norms
-    elsewhere (before a convolution, after a concatenation) stay.
+    elsewhere (before a convolution, after a concatenation) stay, and so do those of layers whose weights are computed
+    from others (weight norm, spectral norm) or whose outputs pass code around a part that the run did not reach.
 
     Raises DissectionError for a network that does not run on the example.
     """
@@ -67,10 +71,10 @@ def _tried(model: nn.Module, example_input: Tensor, label: str) -> tuple[list[_P
     check_arguments(model, example_input, label)
     with untouched(model):
         model.eval()
-        x, _ = trial_batches(example_input)
+        x, batch = trial_batches(example_input)
         run_whole(model, x, label)
         precise, x = _precise(model, x)
-        pairs = _pairs(precise, x[:1])
+        pairs = _pairs(precise, x[:1], batch.to(x.dtype))
         with torch.no_grad():
             expected = precise(x.clone())
 
@@ -94,30 +98,42 @@ def _precise(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
 
 
 class _Watch(TorchFunctionMode):
-    """Which batch norm reads the output of which layer, and how often each output is read."""
+    """Which batch norm reads the output of which layer, how often each output is read, and in whose code it is."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, coverage: Coverage) -> None:
         super().__init__()
         self.layers = _owners(model, "weight", (nn.modules.conv._ConvNd, nn.Linear))
         self.norms = _owners(model, "running_mean", (_BatchNorm,))
         self.read: dict[str, list[str]] = defaultdict(list)  # layer -> what read its output: a norm's name, or ""
         self.calls: Counter[str] = Counter()
+        self.passed: dict[str, set[str]] = defaultdict(set)  # layer -> modules whose code has its output
+        self.coverage = coverage
+
+    def run(self, x: Tensor) -> None:
+        """Run the network on `x`."""
+        with torch.no_grad(), self.coverage.watching(self._pass), self:
+            self.coverage.model(x.clone())
+
+    def _pass(self, name: str, values: Any) -> None:
+        for t in tensors_of(values):
+            if (layer := getattr(t, _MADE_BY, None)) is not None:
+                self.passed[layer].add(name)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func` and note what it read and made."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        given = [t for t in [*args, *kwargs.values()] if isinstance(t, Tensor)]
+        given, made = tensors_of((args, kwargs)), tensors_of(out)
         reader = ""
         if name == "batch_norm":
             reader = next((self.norms[id(t)] for t in given if id(t) in self.norms), "")
             self.calls[reader] += 1
-        if isinstance(out, (Tensor, list, tuple)):
-            for value in [*args, *kwargs.values()]:
-                for t in value if isinstance(value, (list, tuple)) else [value]:
-                    if isinstance(t, Tensor) and (layer := getattr(t, _MADE_BY, None)) is not None:
-                        self.read[layer].append(reader)
+        if made:
+            self.coverage.touch(given)
+            for t in given:
+                if (layer := getattr(t, _MADE_BY, None)) is not None:
+                    self.read[layer].append(reader)
         made_here = name in _LAYERS and isinstance(out, Tensor) and (name != "linear" or out.ndim == 2)
         if made_here and (layer := next((self.layers[id(t)] for t in given if id(t) in self.layers), None)) is not None:
             self.calls[layer] += 1
@@ -126,25 +142,38 @@ class _Watch(TorchFunctionMode):
 
 
 def _owners(model: nn.Module, tensor: str, kinds: tuple[type, ...]) -> dict[int, str]:
-    """The module that holds each tensor of a name, by the tensor's identity; those that several hold are left out."""
+    """The module that holds each tensor of a name, by the tensor's identity; those that several hold are left out.
+
+    Left out, too, are modules whose weights are computed from others: they have no such tensor of their own, and what
+    they compute lives as long as one call.
+    """
     found: dict[int, list[str]] = defaultdict(list)
     for name, module in model.named_modules():
-        value = getattr(module, tensor, None) if isinstance(module, kinds) else None
+        value = getattr(module, tensor, None) if isinstance(module, kinds) and not weight_remedy(module) else None
         if isinstance(value, Tensor):
             found[id(value)].append(name)
     return {i: names[0] for i, names in found.items() if len(names) == 1}
 
 
-def _pairs(model: nn.Module, x: Tensor) -> list[_Pair]:
-    watch = _Watch(model)
-    with torch.no_grad(), watch:
-        model(x.clone())
+def _pairs(model: nn.Module, x: Tensor, batch: Tensor) -> list[_Pair]:
+    """Layers and the norms that alone read them, in every way of the network through its code that was seen."""
+    coverage = Coverage(model)
+    watch, training = _Watch(model, coverage), _Watch(model, coverage)
+    watch.run(x)
+    with untouched(model), suppress(Exception):  # in train mode it may want targets: what only that mode uses is unseen
+        model.train()
+        training.run(batch)
+    blind = set(coverage.unseen().values())
+
+    def alone(run: _Watch, layer: str, norm: str) -> bool:
+        return run.read[layer] == [norm] and run.calls[layer] == run.calls[norm] == 1 and not run.passed[layer] & blind
+
     return [
         (layer, norms[0])
         for layer, norms in watch.read.items()
-        if len(norms) == 1
-        and norms[0]
-        and watch.calls[layer] == watch.calls[norms[0]] == 1
+        if norms[0]
+        and alone(watch, layer, norms[0])
+        and (layer not in training.read or alone(training, layer, norms[0]))
         and _remains(model.get_submodule(norms[0])) is not None
     ]
 
