@@ -195,3 +195,57 @@ class Spare(nn.Module):
 
 def test_parts_that_no_code_can_reach_pin_nothing():
     assert [g.name for g in width_groups(Spare(), IMAGE)] == ["backbone.conv"]
+
+
+class Noisy(nn.Module):
+    """Noise in train mode, drawn for each entry, and a dropout of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if self.training:
+            h = h + torch.randn_like(h) * 0.1
+            h = h * torch.empty_like(h).bernoulli_(0.5)
+        return self.b(h)
+
+
+def test_noise_of_train_mode_pins_nothing():
+    assert [g.name for g in width_groups(Noisy(), torch.randn(2, 6))] == ["a"]
+
+
+class Indirect(nn.Module):
+    """A branch that is reached by a method of a parent class, by a list, by a computed name."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.side = way, False
+        self.a, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.more = nn.ModuleList([nn.Linear(8, 8)])
+
+    def extra(self, h: Tensor) -> Tensor:
+        return self.more[0](h) if self.side else h
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if self.way == "method":
+            h = self.extra(h)
+        elif self.side:
+            h = getattr(self, "mo" + "re")[0](h)
+        return self.last(h)
+
+
+class Below(Indirect):
+    """The same, by super()."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("build", [Indirect, Below])
+@pytest.mark.parametrize("way", ["method", "name"])
+def test_branches_are_found_however_they_are_named(build, way):
+    with pytest.raises(ChannelError, match="the code around more, which the trial run did not reach"):
+        width_groups(build(way), torch.randn(2, 6))

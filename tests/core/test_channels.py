@@ -221,6 +221,15 @@ def test_weights_that_are_computed_are_refused_with_what_to_do(change, remedy):
     assert reasons["0"].endswith(f"Make it a plain one: {remedy}" if remedy.startswith("torch") else remedy)
 
 
+@pytest.mark.parametrize("change", [torch.nn.utils.parametrizations.weight_norm, torch.nn.utils.spectral_norm, old])
+def test_a_layer_that_reads_with_computed_weights_is_named(change):
+    layers = nn.Linear(6, 8), nn.ReLU(), change(nn.Linear(8, 7)), nn.ReLU(), nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3)
+    found = width_groups(nn.Sequential(*layers).eval(), torch.randn(2, 6))
+    reasons = {r.name: r.reason for r in found.refused}
+    assert "its weight is computed by a" in reasons["0"]
+    assert "Make it a plain one: torch.nn.utils." in reasons["0"]
+
+
 def test_a_network_without_groups():
     with pytest.raises(ChannelError, match="Linear has no width group that can be proved"):
         width_groups(torch.nn.Linear(8, 4), torch.randn(1, 8))

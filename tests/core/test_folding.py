@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
+
 import pytest
 import timm
 import torch
@@ -204,3 +207,62 @@ def test_norms_that_are_not_run_keep_their_statistics():
     assert torch.equal(model.spare.running_mean, torch.full((4,), 3.0))
     assert model.spare.num_batches_tracked == 7
     assert model[1].num_batches_tracked == 1
+
+
+def old_weight_norm(layer: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the older function is on its way out
+        return torch.nn.utils.weight_norm(layer)
+
+
+PARAMETRISED = {
+    "weight norm": (nn.Conv2d(3, 4, 3), torch.nn.utils.parametrizations.weight_norm),
+    "weight norm, linear": (nn.Linear(9, 4), torch.nn.utils.parametrizations.weight_norm),
+    "weight norm, transposed": (nn.ConvTranspose2d(3, 4, 3), torch.nn.utils.parametrizations.weight_norm),
+    "spectral norm": (nn.Conv2d(3, 4, 3), torch.nn.utils.parametrizations.spectral_norm),
+    "old weight norm": (nn.Conv2d(3, 4, 3), old_weight_norm),
+    "old spectral norm": (nn.Conv2d(3, 4, 3), torch.nn.utils.spectral_norm),
+    "a bias": (
+        nn.Conv2d(3, 4, 3),
+        lambda m: torch.nn.utils.parametrize.register_parametrization(m, "bias", nn.Softplus()) or m,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PARAMETRISED)
+def test_layers_whose_weights_are_computed_stay_unfolded_and_others_fold(kind):
+    layer, change = PARAMETRISED[kind]
+    layer = copy.deepcopy(layer)
+    image = not isinstance(layer, nn.Linear)
+    norm, other = (nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)) if image else (nn.BatchNorm1d(4), nn.Linear(4, 4))
+    model = shaken(nn.Sequential(change(layer), norm, nn.ReLU(), other, copy.deepcopy(norm)))
+    x = torch.randn(3, 3, 9, 9) if image else torch.randn(3, 9)
+    for _ in range(5):  # what a parametrization computes may get the place of another tensor in memory
+        folded = fold_batch_norms(model, x)
+        assert isinstance(folded[1], nn.modules.batchnorm._BatchNorm)
+        assert isinstance(folded[4], nn.Identity)
+        assert difference(folded, model, x) < 1e-5
+
+
+def test_norms_whose_gains_are_computed_stay():
+    norm = torch.nn.utils.parametrizations.weight_norm(nn.BatchNorm2d(4), dim=0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm).eval()
+    assert isinstance(fold_batch_norms(model, torch.randn(2, 3, 9, 9))[1], nn.BatchNorm2d)
+
+
+def test_attention_beside_a_norm():
+    """The projection of nn.MultiheadAttention is a linear layer that its own code never calls."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn, self.layer, self.norm = nn.MultiheadAttention(8, 2), nn.Linear(8, 4), nn.BatchNorm1d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.layer(self.attn(x, x, x)[0]))
+
+    model = shaken(Net())
+    x = torch.randn(3, 8)
+    folded = fold_batch_norms(model, x)
+    assert difference(folded, model, x) < 1e-5
+    assert norms(folded) == 0

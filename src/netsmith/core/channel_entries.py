@@ -54,15 +54,15 @@ def unchanged(flow: Flow, func: Any, args: Args, kwargs: Kwargs, out: Tensor) ->
     flow.mark(out, marks.layers, derived=marks.derived)
 
 
-@ENTRIES.rule("zeros_like ones_like full_like empty_like new_zeros new_ones new_empty new_full new_tensor")
+@ENTRIES.rule("new_zeros new_ones new_empty new_full new_tensor")
 def made(flow: Flow, func: Any, args: Args, kwargs: Kwargs, out: Tensor) -> None:
     """New entries that owe only their number to the input."""
     flow.mark(out, (), derived=False)
 
 
-@ENTRIES.rule("rand_like randn_like")
-def noise(flow: Flow, func: Any, args: Args, kwargs: Kwargs, out: Tensor) -> None:
-    """New entries, none of them like another in any order: they belong to the channels that they are made for."""
+@ENTRIES.rule("zeros_like ones_like full_like empty_like rand_like randn_like bernoulli normal uniform")
+def alike(flow: Flow, func: Any, args: Args, kwargs: Kwargs, out: Tensor) -> None:
+    """New entries, equal or random, that suit any order: they belong to the channels that they are made for."""
     flow.mark(out, flow.marks(args[0] if args else kwargs["input"]).layers, derived=False)
 
 

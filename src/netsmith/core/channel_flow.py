@@ -222,8 +222,13 @@ class Flow(TorchFunctionMode):
             if places - full:  # fixed within each head, say; the heads are not
                 self._bundled(layer, frozenset(full), "")
             else:
-                computed = weight_remedy(self.module()[1])
-                self.labels.pin(layer, (computed and f"{self.module()[0]} reads them: {computed}") or _REASONS[BARE])
+                self.labels.pin(layer, self._computed() or _REASONS[BARE])
+
+    def _computed(self) -> str:
+        """That the layer whose code is running reads with weights that are computed from others, or ""."""
+        name = self._coverage.inside[-1].partition(".parametrizations")[0]
+        remedy = weight_remedy(self._coverage.model.get_submodule(name))
+        return remedy and f"{name} reads them, and {remedy}"
 
     def contract(
         self, operands: Sequence[Operand], summed: Sequence[int], *, bundle: str = "", weight: Operand | None = None
@@ -344,7 +349,7 @@ class Flow(TorchFunctionMode):
 
     def _lose_track(self, what: str, given: Sequence[Tensor], made: Sequence[Tensor], why: str = "") -> None:
         if any(self.marks(t).layers for t in given):
-            self.lost(given, f"its channels pass {what}, which is not followed{why}")
+            self.lost(given, self._computed() or f"its channels pass {what}, which is not followed{why}")
         for t in made:
             self.mark(t, (), derived=True)
 
