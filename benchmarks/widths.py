@@ -6,9 +6,9 @@
 
 Weights are random and nothing is downloaded. Torch-Pruning says which channels belong together (its dependency graph,
 read as index maps by benchmarks/dependency_graph.py); what it says is put to the same proof as ours: a random order
-must leave the output as it is, and half and 1.25 times the channels must run. Each gets `--seconds` of CPU time for a
-family. `ratio` in the JSON is the number of groups proved over that of Torch-Pruning, over all families in which both
-gave a number.
+must leave the output as it is, half and 1.25 times the channels must run, and doubled channels must compute the same.
+Each gets `--seconds` of CPU time for a family. `ratio` in the JSON is the number of groups proved over that of
+Torch-Pruning, over all families in which both gave a number.
 """
 
 from __future__ import annotations

@@ -30,14 +30,20 @@ WHY = (
         " width of the stream, say), a bias table of so many heads, or a size computed once when the network was built",
     ),
     Why(
+        "channels is doubled$|when they are doubled",
+        "doubled",
+        "with every channel twice, and what reads it halved, the network computes something else: channels are summed,"
+        " normalised or compared without weights, or together with those of another group",
+    ),
+    Why(
         "^the output changes",
         "order",
         "the output changes when the channels are reordered: the code treats them by their place",
     ),
     Why(
-        "resized together with others",
+        "together with others$",
         "together",
-        "resized alone the group runs, resized together with the other groups it does not",
+        "resized alone the group passes, resized together with the other groups it does not",
     ),
     Why(
         "fixed places",
@@ -65,11 +71,25 @@ WHY = (
         "along",
         "a convolution, pooling or window runs along the channels: neighbours matter",
     ),
-    Why("picked by its place|written to by index", "by index", "the code reads or writes single channels by number"),
-    Why("which is not followed$", "not followed", "the channels pass an operation whose effect on them is not known"),
+    Why(
+        "picked by (its place|their values)|written to by index",
+        "by index",
+        "the code reads or writes single channels by number",
+    ),
+    Why("which is not followed", "not followed", "the channels pass an operation whose effect on them is not known"),
     Why("no layer's weights read", "unread", "no layer's weights read the channels"),
     Why("both ways", "both ways", "one weight is used as it is and transposed"),
-    Why("share keys and values", "shared heads", "several heads read the same keys and values"),
+    Why(
+        "did not reach",
+        "unseen",
+        "the channels pass code around a part of the network that the trial run did not reach",
+    ),
+    Why("is computed by a", "computed", "a layer's weights are computed from others (weight norm, spectral norm)"),
+    Why(
+        "share one dimension",
+        "shared dimension",
+        "all groups of a transposed convolution share one dimension of its weight",
+    ),
 )
 
 
@@ -134,10 +154,12 @@ def _introduction(result: Mapping[str, Any]) -> list[str]:
         "",
         "A **width group** is the set of all tensor axes that must share one channel order and one width: the outputs"
         " of a layer, the norm behind it, the inputs of every layer that reads it. `netsmith.width_groups` follows the"
-        " channels through one run of the network and *proves* each group that it finds, on a copy with random weights:"
-        " in a random order of the channels the output must stay as it is, and with half and with 1.25 times the"
-        " channels the network must run, each group alone and all together. What is not proved is refused, and the"
-        " refusal says why.",
+        " channels through a run of the network in eval mode and one in train mode, and *proves* each group that it"
+        " finds, on a copy with random weights: in a random order of the channels the output must stay as it is, with"
+        " half and with 1.25 times the channels the network must run, and with every channel twice (from its own width"
+        " and from half of it) it must compute the same, with others and without. What is not proved is refused, and"
+        " the refusal says why. A part of the network that no run reached (a branch by a value, an expert without"
+        " tokens) fixes all channels that pass the code around it, if that code can reach it at all.",
         "",
         f"- **{t.proved} of {t.proved + t.refused} groups** are proved"
         f" ({t.proved / max(t.proved + t.refused, 1):.0%}), in {t.families - t.none - t.cut_off} of {t.families}"

@@ -128,12 +128,15 @@ class Proof:
             return not self._doubled(some, lambda g: g.width)
 
         good, bad = sift(groups, self.holds)
-        dropped = {g.name for some in apart(good) for g in sift(some, holds)[1]}
-        if dropped:
-            bad += [g for g in good if g.name in dropped]
-            good, more = sift([g for g in good if g.name not in dropped], self.holds)
-            bad += more
-        return good, bad
+        tried = good
+        for some in apart(good):
+            worse = sift([g for g in some if g in tried], holds)[1]
+            tried = [g for g in tried if g not in worse]
+            bad += worse
+        if len(tried) < len(good):
+            tried, worse = sift(tried, self.holds)
+            bad += worse
+        return tried, bad
 
 
 def _run(model: nn.Module, x: Tensor) -> Tensor:

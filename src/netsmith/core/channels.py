@@ -50,8 +50,10 @@ def width_groups(model: nn.Module, example_input: Tensor, *, name: str = "") -> 
     """The width groups of a network, each proved, and those that were refused with the reason.
 
     `example_input` is a batch `(n, ...)` as the network takes it; its values do not matter. A group is accepted when a
-    random order of its channels leaves the output unchanged and the network runs with half and with 1.25 times the
-    channels, on a copy: the network itself is left as it is.
+    random order of its channels leaves the output unchanged, the network runs with half and with 1.25 times the
+    channels, and computes the same with every channel twice; all on a copy, the network itself is left as it is. It is
+    run in eval mode and in train mode. Channels that could get to a part of it that neither run reached (a branch not
+    taken) are refused, and the reason names the part.
 
     Raises ChannelError, with the reasons, when no group is accepted, and DissectionError for a network that does not
     run on the example or takes or gives anything but one tensor.
