@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from netsmith.core.profile import count_macs, count_params
 from netsmith.errors import DataError, RecipeError
 from netsmith.reassembly.blocks import Block
-from netsmith.reassembly.fitting import recalibrate
 from netsmith.reassembly.probe import Probe, ProbeCache
 from netsmith.reassembly.recipe import FitSpec, Recipe
 from netsmith.reassembly.stitch import adapter_cost, assemble, fit, join, plan_recipe, recipe_cost
@@ -151,7 +150,7 @@ def test_fitting_beats_random_adapters():
 
 
 def test_norms_behind_an_adapter_get_the_statistics_of_what_reaches_them():
-    made = recipe("small[0:1] deep[2:6]", fit=FitSpec(batch_size=64))
+    made = recipe("small[0:1] deep[2:6]", fit=FitSpec(batch_size=64, recalibrate=True, holdout=0.0))
     data = probe(64)
     net = assemble(made, CHAINS, init="lstsq", probe=data)
     norm = net.blocks[1].get_submodule("layer2.0.bn1")
@@ -169,15 +168,39 @@ def test_norms_behind_an_adapter_get_the_statistics_of_what_reaches_them():
     assert torch.equal(kept.blocks[1].get_submodule("layer2.0.bn1").running_mean, original.running_mean)  # type: ignore[arg-type]
 
 
-def test_recalibration_puts_back_modes_and_counts():
-    norm = nn.BatchNorm1d(3, momentum=0.3).eval()
-    norm.num_batches_tracked.fill_(5)  # type: ignore[union-attr]
-    batches = [torch.randn(8, 3) for _ in range(3)]
-    with torch.no_grad():
-        recalibrate(norm, lambda: iter(batches))
-    assert (norm.momentum, norm.training, int(norm.num_batches_tracked)) == (0.3, False, 5)  # type: ignore[arg-type]
-    assert norm.running_mean is not None
-    assert torch.allclose(norm.running_mean, torch.cat(batches).mean(0), atol=1e-6)
+@pytest.mark.parametrize("shift", [0.0, 100.0])
+def test_held_out_images_decide_whether_norms_keep_their_statistics(shift: float):
+    """Statistics that suit what reaches a norm are kept; where they are far off, those of the images are taken."""
+    made, data = recipe("small[0:1] deep[2:6]"), probe(200)
+    behind = [unit.module for unit in CHAINS["deep"].units[2:]]
+    means = [m.running_mean for unit in behind for m in unit.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = [mean.clone() for mean in means]  # type: ignore[union-attr]
+    try:
+        for mean in means:
+            mean += shift  # type: ignore[operator]
+        net = assemble(made, CHAINS)
+        report = fit(net, CHAINS, data)
+        forced = [
+            fit(assemble(replace(made, fit=FitSpec(recalibrate=anew)), CHAINS), CHAINS, data) for anew in (False, True)
+        ]
+        assert made.fit.recalibrate is None
+        assert net.recipe.fit.recalibrate is (forced[1].head.loss < forced[0].head.loss)
+        assert report.head == min(forced, key=lambda r: r.head.loss).head
+        again = assemble(net.recipe, CHAINS, init="lstsq", probe=data)
+        assert same(again.state_dict(), net.state_dict())
+        assert Recipe.from_json(net.recipe.to_json()) == net.recipe
+        if shift:
+            assert net.recipe.fit.recalibrate
+            assert "statistics estimated anew" in str(net.recipe)
+    finally:
+        for mean, value in zip(means, before, strict=True):
+            mean.copy_(value)  # type: ignore[union-attr]
+
+
+def test_without_norms_behind_an_adapter_there_is_nothing_to_decide():
+    for blocks in ("deep[0:6]", "small[0:1] tokens[0:3]"):
+        net = assemble(recipe(blocks), CHAINS, init="lstsq", probe=probe(40))
+        assert net.recipe.fit.recalibrate is False
 
 
 def test_the_networks_are_left_as_they_were():

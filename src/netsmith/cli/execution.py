@@ -163,7 +163,7 @@ def open_config_data(config: ReassembleConfig) -> Splits:
 
 def fit_spec(config: ReassembleConfig) -> FitSpec:
     """The closed-form fit of a config."""
-    spec = FitSpec(head=config.stitch.head)
+    spec = FitSpec(head=config.stitch.head, recalibrate=config.stitch.recalibrate)
     return spec if config.stitch.ridge is None else replace(spec, ridges=config.stitch.ridge)
 
 

@@ -92,7 +92,7 @@ def show(out: Path, session: Session) -> None:
     session.console.show(terminal_widths(details))
     show_classes({f"{w['ratio']:g}": w["metrics"]["test"] for w in details["widths"]}, session)
     if any(w.get("recalibrated") for w in details["widths"]):
-        session.console.result("batch norms: statistics estimated anew at each width below the base's")
+        session.console.result("batch norms: statistics estimated anew where that is better")
     if details["rivals"]:
         session.console.result()
         session.console.show(terminal_rivals(details["rivals"], details["task"]))

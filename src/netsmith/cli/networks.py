@@ -157,21 +157,20 @@ def resized_norms(source: str, network: Network) -> bool:
 def recalibrate_sized(source: str, network: Network, splits: Splits, session: Session, *, seed: int = 0) -> bool:
     """Where a source is an artifact at a size (`DIR@0.5`) with batch norms: give them statistics of that size.
 
-    As `netsmith morph` does before it measures a width; says so. Whether there were any.
+    As `netsmith morph` does before it measures a width, where they are better; says so. Whether there were any norms.
     """
-    from netsmith.morph.recalibrating import recalibrated_like
+    from netsmith.core.tasks import make_task
+    from netsmith.morph.recalibrating import recalibrated
     from netsmith.morph.saving import load_morphed
 
     if not resized_norms(source, network):
         return False
     folder = Path(parse_source(source).name)
-    known = read_manifest(folder).get("augmented")
-
-    def base() -> torch.nn.Module:
-        return load_morphed(folder).morphable.base
-
-    recalibrated_like(base, network.model, splits, network.preprocess, known=known, seed=seed)
-    session.console.note(f"{source}: statistics of batch norms estimated anew on training images of {splits.name}")
+    known, base = read_manifest(folder).get("augmented"), load_morphed(folder).morphable.base
+    task = make_task(network.task, network.num_classes, shape=network.preprocess.input_size)
+    anew = recalibrated(network.model, base, splits, network.preprocess, task, augment=known, seed=seed)
+    how = "estimated anew on" if anew else "kept, which is better on"
+    session.console.note(f"{source}: statistics of batch norms {how} training images of {splits.name}")
     return True
 
 

@@ -178,10 +178,11 @@ def recalibrate(
     arguments: argparse.Namespace,
     session: Session,
 ) -> str | None:
-    """Give the network's batch norms, where it has any, statistics of its own; says of which images, None for none."""
+    """Give batch norms statistics of their own where these are better; says of which images, None for none."""
     from netsmith.core.artifact import read_manifest
     from netsmith.core.network import Preprocess
-    from netsmith.morph.recalibrating import has_statistics, is_base, recalibrated_like
+    from netsmith.core.tasks import make_task
+    from netsmith.morph.recalibrating import has_statistics, is_base, recalibrated
 
     from .networks import open_for
 
@@ -206,7 +207,12 @@ def recalibrate(
         )
     manifest = read_manifest(folder)
     preprocess, known = Preprocess.from_json(manifest["preprocess"]), manifest.get("augmented")
-    recalibrated_like(lambda: model.morphable.base, network, splits, preprocess, known=known, seed=data.seed)
+    task = make_task(str(manifest.get("task", "classification")), manifest["num_classes"], shape=preprocess.input_size)
+    if not recalibrated(network, model.morphable.base, splits, preprocess, task, augment=known, seed=data.seed):
+        session.console.result(
+            f"batch norms: statistics of the base's channels, which are better on training images of {arguments.data}"
+        )
+        return None
     text = f"estimated on training images of {arguments.data}"
     session.console.result(f"batch norms: statistics {text}")
     return text

@@ -82,6 +82,9 @@ class StitchSection(Section):
     init: Literal["lstsq", "random"] = Field(default="lstsq", description="fitted in closed form, or drawn at random")
     ridge: tuple[float, ...] | None = Field(default=None, description="ridges to try; default: a grid")
     head: HeadMethod = "auto"
+    recalibrate: bool | None = Field(
+        default=None, description="statistics of batch norms behind adapters anew; default: what held-out images prefer"
+    )
     images: int = Field(default=2000, ge=16, le=limits.IMAGES, description="training images for the fit")
 
     @field_validator("style")

@@ -163,8 +163,8 @@ def fit_keyframes(
     order (it only moves channels that all of them have, so each stays what it is). Then those in between: each begins
     as the mean of its two neighbours. A network keeps its batch norms while it is trained, as one that lost channels
     recovers faster with them; their statistics are those of the final weights, on training images drawn as for
-    training. Folded, it is what the keyframe holds. Only what the grid generates is trained; what lies before that is
-    computed once for all of them.
+    training, where these are better than what the training left. Folded, it is what the keyframe holds. Only what the
+    grid generates is trained; what lies before that is computed once for all of them.
 
     Args:
         grid: its keyframes are set, in place.
@@ -198,8 +198,8 @@ def fit_keyframes(
 
     def anew(model: nn.Module) -> None:
         recalibrated(
-            model, data, network.preprocess, augment=training.augment, images=_IMAGES, seed=training.seed,
-            device=device, norms=learned.norms,
+            model, network.model, data, network.preprocess, task,
+            augment=training.augment, images=_IMAGES, seed=training.seed, device=device, norms=learned.norms,
         )  # fmt: skip
         agree(model.buffers(), device)
 

@@ -50,7 +50,7 @@ WARM_START = 1000
 class WidthResult:
     """The network at one width: params and MACs of the whole, and the task's metrics by split.
 
-    `recalibrated`: it has batch norms, whose statistics were estimated anew on training images before it was measured.
+    `recalibrated`: it was measured with statistics of batch norms that were estimated anew on training images.
     """
 
     ratio: float
@@ -153,7 +153,7 @@ def make_morphable(
     """From one trained network to networks of any width (Yang et al., "Neural Metamorphosis", ECCV 2024).
 
     Which epoch is kept is decided on the validation part of `data`; its test part is read once, at the end. Batch norms
-    that stay get statistics of their own at each measured width (`recalibrated`).
+    that stay get statistics of their own at each measured width where that is better (`recalibrated`).
 
     Args:
         network: the base, with its trained weights; it is not changed.
@@ -345,11 +345,14 @@ class Judge:
         return WidthResult(ratio, widths, params, macs, model.morphable.space.fitted(widths), metrics, took, anew)
 
     def recalibrated(self, plain: torch.nn.Module, seed: int) -> bool:
-        """Give a network of some width statistics of its own, where it has batch norms (`recalibrated`)."""
+        """Give a network of some width statistics of its own, where it has batch norms that are better with them."""
         augment = self.augmented(plain, seed)
         if augment is None:
             return False
-        return recalibrated(plain, self.data, self.network.preprocess, augment=augment, seed=seed, device=self.device)
+        return recalibrated(
+            plain, self.network.model, self.data, self.network.preprocess, self.task,
+            augment=augment, seed=seed, device=self.device,
+        )  # fmt: skip
 
     def augmented(self, plain: torch.nn.Module, seed: int) -> bool | None:
         """Whether the batch norms of a network get statistics of shifted and mirrored images; None without any."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from netsmith.core.data import Splits, batches
 from netsmith.core.folding import recalibrate
 from netsmith.core.measure import Preprocessing
+from netsmith.core.session import kept_modes, placed
+from netsmith.core.tasks import Task
 from netsmith.morph.morphable import Morphable
 
 IMAGES = 2048
@@ -61,7 +64,9 @@ def augmented(
 
     def distance(augment: bool) -> float:
         other = copy.deepcopy(base)
-        recalibrated(other, data, preprocess, augment=augment, images=IMAGES // 2, seed=seed, device=device)
+        drawn = _Drawn(data, preprocess, augment, IMAGES // 2, seed, _device(base, device))
+        with placed(other, drawn.device, channels_last=False):
+            recalibrate(other, drawn.inputs())
         found, total = dict(other.named_buffers()), 0.0
         for name in kept:
             if name.endswith("running_mean"):
@@ -74,63 +79,96 @@ def augmented(
     return bool(kept) and distance(True) < distance(False)
 
 
+@torch.no_grad()
 def recalibrated(
     model: nn.Module,
+    base: nn.Module,
     data: Splits,
     preprocess: Preprocessing,
+    task: Task,
     *,
-    augment: bool,
+    augment: bool | None = None,
     images: int = IMAGES,
     seed: int = 0,
     device: torch.device | str | None = None,
     norms: Collection[str] | None = None,
 ) -> bool:
-    """Estimate the statistics of the batch norms that a network runs anew, in place; whether there were any.
+    """Estimate the statistics of the batch norms that a network runs anew, in place, and keep them where they help.
 
     Statistics that a generator gives are made of the base's; those of a network of fewer channels are others (Yu et
-    al., "Universally Slimmable Networks", ICCV 2019, section 3.3).
+    al., "Universally Slimmable Networks", ICCV 2019, section 3.3). Those of few images can be worse than both, so
+    further training images decide: the answers on them have to come closer to the base's.
 
     Args:
         model: a network that was read at some widths; it comes back on its device and in its mode.
-        data: its training part is used, never the others.
-        preprocess: the network's.
-        augment: shift and mirror images as training does. The weights know statistics of images drawn as they were for
-            training: a residual network of CIFAR-10 loses 3.7 points of its own 89.3% with those of plain images.
-        images: how many training images, in batches of 128.
+        base: the network that it was made of, for the same inputs.
+        data: its training part is used, never the others, and no label.
+        preprocess: the networks'.
+        task: how answers are compared.
+        augment: shift and mirror images as training does; None where the base has seen such (`augmented`). The weights
+            know statistics of images drawn as they were for training: a residual network of CIFAR-10 loses 3.7 points
+            of its own 89.3% with those of plain images.
+        images: how many training images, in batches of 128; a quarter as many decide.
         seed: draws them.
         device: where to compute; None where the network is.
         norms: names of those that get new ones; None for all.
 
+    Returns:
+        Whether there are new statistics.
+
     Raises:
         ChannelError: there is one training image only.
     """
-    own = next(model.parameters()).device
-    where = own if device is None else torch.device(device)
-    try:
-        return recalibrate(model.to(where), _batches(data, preprocess, augment, images, seed, where), only=norms) > 0
-    finally:
-        model.to(own)
+    if augment is None:
+        augment = augmented(base, data, preprocess, seed=seed, device=device)
+    drawn = _Drawn(data, preprocess, augment, images, seed, _device(model, device))
+    with kept_modes(model), kept_modes(base), placed(model, drawn.device, False), placed(base, drawn.device, False):
+        model.eval()
+        base.eval()
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        distance = drawn.distance(model, base, task)
+        if not recalibrate(model, drawn.inputs(), only=norms):
+            return False
+        if drawn.distance(model, base, task) < distance:
+            return True
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])
+        return False
 
 
-def recalibrated_like(
-    base: Callable[[], nn.Module],
-    model: nn.Module,
-    data: Splits,
-    preprocess: Preprocessing,
-    *,
-    known: bool | None = None,
-    seed: int = 0,
-) -> bool:
-    """`recalibrated`, on images that are `augmented` where the base has seen such; it is asked for if none `known`."""
-    augment = augmented(base(), data, preprocess, seed=seed) if known is None else known
-    return recalibrated(model, data, preprocess, augment=augment, seed=seed)
+class _Drawn:
+    """Training images in full batches, each of which counts the same: the first for statistics, the next to judge."""
+
+    def __init__(
+        self,
+        data: Splits,
+        preprocess: Preprocessing,
+        augment: bool,
+        images: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.data, self.preprocess, self.augment, self.seed, self.device = data, preprocess, augment, seed, device
+        self.size = min(_BATCH, max(1, len(data.train) // 2))
+        self.count = max(1, images // self.size)
+        there = len(data.train) // self.size
+        self.held = max(1, min(self.count, there) // 4)
+        self.count = max(1, min(self.count, there - self.held))
+
+    def inputs(self) -> Iterator[Tensor]:
+        """For statistics, as the network takes them."""
+        return self._batches(0, self.count)
+
+    def distance(self, model: nn.Module, base: nn.Module, task: Task) -> float:
+        """How far answers are from the base's, on batches that no statistic has seen."""
+        return math.fsum(float(task.distil(model(x), base(x))) for x in self._batches(self.count, self.held))
+
+    def _batches(self, begin: int, count: int) -> Iterator[Tensor]:
+        drawn = batches(
+            self.data.train, self.size, shuffle=True, seed=self.seed, augment=self.augment, drop_last=True, begin=begin
+        )
+        return (self.preprocess(images.to(self.device)) for images, _ in islice(drawn, count))
 
 
-def _batches(
-    data: Splits, preprocess: Preprocessing, augment: bool, images: int, seed: int, device: torch.device
-) -> Iterator[Tensor]:
-    """Full batches: each counts the same in the mean, and statistics of few images are poor ones."""
-    size = min(_BATCH, len(data.train))
-    found = batches(data.train, size, shuffle=True, seed=seed, augment=augment, drop_last=True)
-    for pictures, _ in islice(found, max(1, images // size)):
-        yield preprocess(pictures.to(device))
+def _device(model: nn.Module, device: torch.device | str | None) -> torch.device:
+    return next(model.parameters()).device if device is None else torch.device(device)

@@ -37,8 +37,8 @@ KIND = "morph"
 BASE = "base.safetensors"
 GENERATOR = "generator.safetensors"
 _RECALIBRATED = (
-    "- it has batch norms: smaller networks were measured with statistics estimated anew on training images, which "
-    "`netsmith sample THIS_FOLDER --data SOURCE` does too"
+    "- it has batch norms: smaller networks were measured with statistics estimated anew on training images where "
+    "these were better, as `netsmith sample THIS_FOLDER --data SOURCE` takes them"
 )
 
 

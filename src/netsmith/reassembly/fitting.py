@@ -6,13 +6,15 @@ same images. No gradient step is taken anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from netsmith.core.checkpoint import copied_state
+from netsmith.core.folding import recalibrate
 from netsmith.core.graph import Chain
 from netsmith.errors import RecipeError, did_you_mean
 from netsmith.reassembly.adapters import Adapter
@@ -68,7 +70,9 @@ def fit(
 ) -> FitReport:
     """Fit adapters, norm statistics and head of an assembled network, in order and in closed form.
 
-    Settings and seed are the recipe's. The network is left in eval mode.
+    Settings and seed are the recipe's. Where it leaves open whether batch norms keep their statistics, both are fitted,
+    and the lower cross-entropy on the held-out images decides; the network's recipe then says which it was. The network
+    is left in eval mode.
 
     Args:
         assembled: changed in place.
@@ -85,8 +89,29 @@ def fit(
                 f"the recipe needs network '{ref.name}', which was not given. {did_you_mean(ref.name, chains)}"
             )
     assembled.eval()
+    cache, recipe, state = cache or ProbeCache(), assembled.recipe, copied_state(assembled)
+    best: tuple[FitReport, Recipe, dict[str, Tensor]] | None = None
     with evaluating(assembled):
-        return _Fit(assembled, chains, probe, cache or ProbeCache()).run()
+        for anew in _statistics(assembled):
+            assembled.recipe = replace(recipe, fit=replace(recipe.fit, recalibrate=anew))
+            assembled.load_state_dict(state)
+            report = _Fit(assembled, chains, probe, cache).run()
+            if best is None or report.head.loss < best[0].head.loss:
+                best = report, assembled.recipe, copied_state(assembled)
+        assert best is not None
+        report, assembled.recipe, state = best
+        assembled.load_state_dict(state)
+    return report
+
+
+def _statistics(assembled: Assembled) -> tuple[bool, ...]:
+    """What to try as `recalibrate`: what the recipe says, or both where batch norms are behind an adapter."""
+    if assembled.recipe.fit.recalibrate is not None:
+        return (assembled.recipe.fit.recalibrate,)
+    first = next((i for i, a in enumerate(assembled.adapters) if isinstance(a, Adapter)), None)
+    behind = [] if first is None else [*assembled.blocks[first:], assembled.head]
+    modules = [m for piece in behind for m in piece.modules()]
+    return (False, True) if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in modules) else (False,)
 
 
 class _Fit:
@@ -99,7 +124,7 @@ class _Fit:
         self.spans = spans(len(probe.images), self.spec.batch_size)
         self.held = self._held_out()
         shared = (self.recipe.stem, self.recipe.seed, self.spec.ridges, self.spec.rows, self.spec.holdout)
-        self.shared = (*shared, self.spec.recalibrate, self.spec.batch_size)
+        self.shared = (*shared, self.spec.batch_size)
 
     def run(self) -> FitReport:
         joints = []
@@ -120,7 +145,9 @@ class _Fit:
 
     def _key(self, stop: int) -> object:
         """What the activations after block `stop - 1` depend on, beside the probe and the chains."""
-        return (*self.shared, self.recipe.adapters[:stop], self.recipe.blocks[:stop])
+        adapters = self.recipe.adapters[:stop]
+        anew = self.spec.recalibrate and any(a.style != "identity" for a in adapters)
+        return (*self.shared, anew, adapters, self.recipe.blocks[:stop])
 
     def _behind(self, index: int) -> nn.Module:
         """The piece that adapter `index` feeds."""
@@ -129,7 +156,8 @@ class _Fit:
     def _joint(self, index: int, disturbed: bool) -> PrefixState:
         adapter, piece = self.net.adapters[index], self._behind(index)
         last = index == len(self.net.blocks)
-        key = (self._key(index), self.recipe.adapters[index], self.recipe.head if last else self.recipe.blocks[index])
+        behind = self.recipe.head if last else self.recipe.blocks[index]
+        key = (self._key(index), self.spec.recalibrate, self.recipe.adapters[index], behind)
         known = self.cache.states.get(key)
         if known is not None:
             adapter.load_state_dict(known.adapter)
@@ -137,7 +165,10 @@ class _Fit:
             return known
         ridge, r2 = self._fit_adapter(index, adapter) if isinstance(adapter, Adapter) else (0.0, 1.0)
         if disturbed and self.spec.recalibrate:
-            recalibrate(piece, lambda: (adapter(x) for x in self._reaching(index)))
+            # held-out images are left out: what is measured on them is not what they have shaped
+            reaching = zip(self.spans, self._reaching(index), strict=True)
+            seen = (adapter(x[~self.held[start:stop].to(x.device)]) for (start, stop), x in reaching)
+            recalibrate(piece, (x for x in seen if len(x)))
         buffers = {n: b.clone() for n, b in piece.named_buffers() if n in piece.state_dict()}
         state = PrefixState({n: t.clone() for n, t in adapter.state_dict().items()}, buffers, r2, ridge)
         self.cache.states[key] = state
@@ -249,31 +280,3 @@ class _Sums:
             token = fit_ridge(fit, held, ridges)
             adapter.set_prefix(i, token.weight, token.bias[0])
         return found.ridge, found.r2
-
-
-def recalibrate(module: nn.Module, batches: Callable[[], Iterator[Tensor]]) -> None:
-    """Give every batch norm in a module the statistics of what now reaches it: the mean over batches, in one pass.
-
-    What comes before a norm is normalised by batch while the pass runs (Wortsman et al. 2021 and Jordan et al. 2023 use
-    the same reset after weights were changed). Modes and `momentum` are put back.
-    """
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    if not norms:
-        return
-    before = [(m.momentum, m.training, _tracked(m)) for m in norms]
-    try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None
-            norm.train()
-        for x in batches():
-            module(x)
-    finally:
-        for norm, (momentum, mode, tracked) in zip(norms, before, strict=True):
-            norm.momentum, norm.training = momentum, mode
-            if norm.num_batches_tracked is not None and tracked is not None:
-                norm.num_batches_tracked.fill_(tracked)
-
-
-def _tracked(norm: nn.modules.batchnorm._BatchNorm) -> int | None:
-    return None if norm.num_batches_tracked is None else int(norm.num_batches_tracked)

@@ -168,12 +168,14 @@ class HeadFit:
         method: "keep", "ridge" or "lda".
         setting: the ridge or the shrinkage; 0 for "keep".
         accuracy: of the chosen method on the held-out images, in 0..1 (on all images when none were held out).
+        loss: its cross-entropy there, at the scale of its logits at which it is smallest.
         tried: that accuracy of every method tried.
     """
 
     method: str
     setting: float
     accuracy: float
+    loss: float
     tried: dict[str, float]
 
 
@@ -218,26 +220,27 @@ def fit_classifier(
         )
     judge = held if bool(held.any()) and not bool(held.all()) else torch.ones_like(held)
     fitted = ~held if judge is held else judge
-    tried: dict[str, tuple[float, float, Weights]] = {}
+    tried: dict[str, tuple[float, float, float, Weights]] = {}
     if keep is not None and method in ("auto", "keep"):
         keep = (keep[0].double(), keep[1].double())
-        tried["keep"] = (_accuracy(keep, features[judge], labels[judge]), 0.0, keep)
+        loss, _ = _best_scale(keep, features[judge], labels[judge])
+        tried["keep"] = (_accuracy(keep, features[judge], labels[judge]), loss, 0.0, keep)
     for name, (solver, settings) in _SOLVERS.items():
         if method not in ("auto", name):
             continue
         found = solver(features[fitted], labels[fitted], classes, settings)
         scores = [_accuracy(w, features[judge], labels[judge]) for w in found]
         best = max(range(len(scores)), key=lambda i: scores[i])
-        scale = _best_scale(found[best], features[judge], labels[judge])
+        loss, scale = _best_scale(found[best], features[judge], labels[judge])
         weight, bias = solver(features, labels, classes, [settings[best]])[0]
-        tried[name] = (scores[best], settings[best], (weight * scale, bias * scale))
+        tried[name] = (scores[best], loss, settings[best], (weight * scale, bias * scale))
     # Probe images are often those the parents were trained on, where refitted classifiers look better than they are:
     # the pretrained one stays unless it is beaten by more than a standard error.
     accuracies = {name: t[0] for name, t in tried.items()}
     error = standard_error(max(accuracies.values()), int(judge.sum()))
     winner = max(accuracies, key=lambda name: accuracies[name] + (error if name == "keep" else 0))
-    accuracy, setting, weights = tried[winner]
-    return weights, HeadFit(winner, setting, accuracy, accuracies)
+    accuracy, loss, setting, weights = tried[winner]
+    return weights, HeadFit(winner, setting, accuracy, loss, accuracies)
 
 
 def ridge_classifiers(
@@ -284,10 +287,11 @@ def _accuracy(weights: Weights, features: Tensor, labels: Tensor) -> float:
     return float(((features @ weights[0].T + weights[1]).argmax(1) == labels).double().mean())
 
 
-def _best_scale(weights: Weights, features: Tensor, labels: Tensor) -> float:
+def _best_scale(weights: Weights, features: Tensor, labels: Tensor) -> tuple[float, float]:
+    """The smallest cross-entropy over the scales of the logits, and its scale."""
     logits = features @ weights[0].T + weights[1]
     losses = [float(F.cross_entropy(logits * scale, labels)) for scale in _SCALES]
-    return _SCALES[min(range(len(losses)), key=lambda i: losses[i])]
+    return min(zip(losses, _SCALES, strict=True))
 
 
 def _find_classifier(chain: Chain) -> tuple[str, nn.Linear | nn.Conv2d] | None:

@@ -110,8 +110,9 @@ class FitSpec:
     Attributes:
         ridges: tried for every adapter, relative to the mean variance of its inputs; one on held-out images wins.
         rows: most rows (images times places) that one regression sees.
-        holdout: share of the probe images on which ridges and the head are chosen.
-        recalibrate: whether batch norms behind the first adapter get their statistics anew from what reaches them.
+        holdout: share of the probe images on which ridges, statistics of batch norms and the head are chosen.
+        recalibrate: whether batch norms behind the first adapter get their statistics anew from what reaches them;
+            None until a fit has decided by the held-out images.
         head: "keep" the pretrained classifier, "ridge", "lda", or "auto", the best of them on the held-out images.
         batch_size: images at once; part of the recipe because it decides the last bits of sums.
     """
@@ -119,7 +120,7 @@ class FitSpec:
     ridges: tuple[float, ...] = RIDGES
     rows: int = 100_000
     holdout: float = 0.2
-    recalibrate: bool = True
+    recalibrate: bool | None = None
     head: HeadMethod = "auto"
     batch_size: int = 250
 
@@ -260,6 +261,8 @@ class Recipe:
             lines.append(f"  block    {block}")
         if self.adapters[-1].style != "identity":
             lines.append(f"  adapter  {self.adapters[-1]}")
+        if self.fit.recalibrate is not None:
+            lines.append(f"  norms    statistics {'estimated anew' if self.fit.recalibrate else 'kept'}")
         state = "new" if self.head.fresh else "pretrained"
         lines.append(f"  head     {self.head.network}, {state} classifier {self.head.features} -> {self.head.classes}")
         lines += [f"  from     {n.name}: {n.source} (sha256 {(n.sha256 or 'none')[:12]})" for n in self.networks]

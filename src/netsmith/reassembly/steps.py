@@ -6,6 +6,7 @@ import itertools
 import logging
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -262,7 +263,7 @@ class Run:
             ]
             scored = self._scored(recipes, init, names, probe, images, labels)
             ranked = []
-            for assembly, recipe, scores in zip(found.assemblies, recipes, scored, strict=True):
+            for assembly, (recipe, scores) in zip(found.assemblies, scored, strict=True):
                 params, macs = recipe_cost(recipe, self.chains)
                 assert params == assembly.resources["params"], (params, assembly.resources)
                 assert macs == assembly.resources["macs"], (macs, assembly.resources)
@@ -280,24 +281,29 @@ class Run:
         probe: Probe,
         images: Tensor,
         labels: Tensor,
-    ) -> list[dict[str, float]]:
-        """The scores of every recipe; each recipe is built and scored by one process."""
+    ) -> list[tuple[Recipe, dict[str, float]]]:
+        """Every recipe with its scores and what its fit has decided; each is built and scored by one process."""
 
         def piece(recipe: Recipe) -> Piece:
             def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
-                return {}, self._scores(recipe, init, names, probe, images, labels)
+                module = self.build(recipe, init, probe)
+                scores = self._scores(module, names, images, labels)
+                return {}, {"scores": scores, "recalibrate": module.recipe.fit.recalibrate}
 
             about = (recipe.digest, init, sorted(names), self._weights_of(recipe))
-            return Piece(f"scores-{digest(2, *about, probe.images, images, labels)}", "", compute)
+            return Piece(f"scores-{digest(3, *about, probe.images, images, labels)}", "", compute)
 
         entries = self.steps.share("scoring candidates", [piece(recipe) for recipe in recipes])
-        return [{name: entry.meta[name] for name in names} for entry in entries]
+        return [
+            (
+                replace(recipe, fit=replace(recipe.fit, recalibrate=entry.meta["recalibrate"])),
+                {name: entry.meta["scores"][name] for name in names},
+            )
+            for recipe, entry in zip(recipes, entries, strict=True)
+        ]
 
-    def _scores(
-        self, recipe: Recipe, init: Init, names: Sequence[str], probe: Probe, images: Tensor, labels: Tensor
-    ) -> dict[str, float]:
-        module = self.build(recipe, init, probe)
-        inputs, device = self._preprocess(recipe)(images), own_device(self.device)
+    def _scores(self, module: Assembled, names: Sequence[str], images: Tensor, labels: Tensor) -> dict[str, float]:
+        inputs, device = self._preprocess(module.recipe)(images), own_device(self.device)
         found = {}
         with placed(module, device, channels_last=False):
             for name in names:
