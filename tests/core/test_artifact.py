@@ -21,7 +21,10 @@ from torch import nn
 from netsmith.core import artifact, output
 from netsmith.core.artifact import load, loader, read_manifest, read_tensors, save_artifact, verify
 from netsmith.core.cache import Cache, digest
+from netsmith.core.network import load_source
 from netsmith.core.output import check_output, is_own, prepare_output, write_json, write_text
+from netsmith.core.paths import portable
+from netsmith.core.trained import save_network
 from netsmith.errors import ArtifactError, OutputError
 
 
@@ -428,3 +431,44 @@ def test_json_keeps_order_and_refuses_nan(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "b.json", {"a": float("nan")})
     assert not (tmp_path / "b.json").exists()
+
+
+# --- no path of the maker's machine ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{}/zoo/net", "../zoo/net"),
+        ("py:{}/zoo/net.py:build#{}/zoo/net", "py:../zoo/net.py:build#../zoo/net"),
+        ("{}/zoo/net@0.5", "../zoo/net@0.5"),
+        (
+            "see `{}/zoo` (from {}/zoo/net), and/or /no/such file",
+            "see `../zoo` (from ../zoo/net), and/or /no/such file",
+        ),
+        ("zoo: {{source: {}/zoo, name: x}}", "zoo: {{source: ../zoo, name: x}}"),
+        ("timm:resnet18 // 1 / 2", "timm:resnet18 // 1 / 2"),
+    ],
+)
+def test_paths_in_texts_become_relative(text, expected, tmp_path):
+    (tmp_path / "zoo").mkdir()
+    for name in ("net", "net.py"):
+        (tmp_path / "zoo" / name).touch()
+    value = {text.format(tmp_path, tmp_path): [1, None, text.format(tmp_path, tmp_path)]}
+    assert portable(value, tmp_path / "out") == {expected.format(): [1, None, expected.format()]}
+
+
+def test_an_artifact_moves_with_the_code_it_is_built_from(tmp_path, monkeypatch):
+    home = tmp_path / "maker"
+    home.mkdir()
+    (home / "nets.py").write_text("from torch import nn\n\n\ndef build():\n    return nn.Conv2d(3, 5, 1)\n")
+    network = load_source(f"py:{home}/nets.py:build", input_size=(3, 4, 4), mean=(0.5,) * 3, std=(0.5,) * 3)
+    save_network(
+        home / "runs/a", network, counts={"params": 20, "macs": 240}, metrics={}, config={"data": f"folder:{home}"}
+    )
+    assert not [f for f in (home / "runs/a").iterdir() if str(tmp_path).encode() in f.read_bytes()]
+    home.rename(tmp_path / "taker")
+    monkeypatch.chdir(tmp_path / "taker" / "runs")
+    again = load("a", run_code=True)
+    assert torch.equal(again.weight, network.model.weight)
+    assert read_manifest("a")["config"]["data"] == "folder:../.."

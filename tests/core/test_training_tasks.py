@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from netsmith.cli.console import Console, RunLog
+from netsmith.cli.session import Session
+from netsmith.cli.train import show
 from netsmith.core.artifact import load, read_manifest
 from netsmith.core.data import open_data
 from netsmith.core.engine import TrainSettings, evaluate, train
@@ -155,3 +158,22 @@ def test_a_unet_from_data_to_artifact(shapes, tmp_path):
     found = load_source(str(tmp_path / "artifact"))
     again = evaluate(found.model, shapes.test, Segmentation(3, classes=shapes.classes), preprocess=found.preprocess)
     assert again == pytest.approx(summary["metrics"]["test"], rel=1e-6)
+
+
+def test_training_that_makes_a_trained_network_worse_is_undone(tmp_path, caplog, capsys):
+    """What it came with is kept, and no place calls it trained further."""
+    digits, options = open_data("digits"), {"widths": [8, 12], "depth": 2}
+    first = ZooEntry(source="netsmith:plain_cnn", name="plain", options=options)
+    before = train_entry(first, digits, settings(batch_size=64), tmp_path / "first")
+    again = ZooEntry(source=str(tmp_path / "first/artifact"), name="again")
+    (tmp_path / "again").mkdir()
+    after = train_entry(again, digits, settings(batch_size=256, lr=5.0), tmp_path / "again")
+    assert after["best_epoch"] == 0
+    assert after["metrics"] == before["metrics"]
+    assert "training made the network worse on validation" in caplog.text
+    show([before, after], Session(Console(), RunLog(), ()))
+    lines = capsys.readouterr().out.splitlines()
+    assert "1 of 1" in lines[1]
+    assert "none: training did not help and was undone" in lines[2]
+    spoilt = train_entry(first, digits, settings(batch_size=256, lr=5.0), tmp_path / "first")
+    assert spoilt["best_epoch"] == 1, "a network that began with random weights is what its training made of it"

@@ -29,7 +29,7 @@ from netsmith.morph.pipeline import make_morphable
 from netsmith.morph.preparing import prepare, with_norms
 from netsmith.morph.repairing import probe_images, repair, repairable
 from netsmith.morph.rivals import Bench
-from netsmith.morph.saving import details_of
+from netsmith.morph.saving import _undone, details_of
 
 TRAINING = TrainSettings(epochs=4, batch_size=64, lr=0.05, warmup_epochs=0)
 
@@ -177,6 +177,8 @@ def test_keyframes_are_trained_and_the_full_width_stays(result, network, digits)
     ratio, course = result.keyframes[0]
     worse = replace(result, keyframes=((ratio, replace(course, best_epoch=0)), *result.keyframes[1:]))
     assert details_of(worse, 1, []).to_dict()["fit"]["undone"] == ["0.5"]
+    assert _undone(worse) == ["- training did not help and was undone: keyframe 0.5"]
+    assert _undone(result) == []
     metrics = [next(iter(h["metric"])) for h in told["history"]]
     assert list(dict.fromkeys(metrics)) == ["0.5", "0.75", "0.875", "0.625", "coarse set"]
 

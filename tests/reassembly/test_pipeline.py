@@ -13,14 +13,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import netsmith
+from netsmith.cli.console import Console, RunLog
+from netsmith.cli.reassemble import show
+from netsmith.cli.session import Session
 from netsmith.core.artifact import read_manifest
 from netsmith.core.cache import Cache
 from netsmith.core.data import open_data
 from netsmith.core.network import load_source
 from netsmith.core.profile import Budget, count_macs, count_params
 from netsmith.core.settings import TrainSettings
+from netsmith.core.trained import save_network
 from netsmith.errors import ArtifactError, BudgetError, DataError, PartitionError, RecipeError, ZooError
 from netsmith.reassembly import steps
 from netsmith.reassembly.facts import facts_of
@@ -30,6 +35,7 @@ from netsmith.reassembly.pipeline import reassemble
 from netsmith.reassembly.recipe import Recipe
 from netsmith.reassembly.results import Summary
 from netsmith.reassembly.saving import load_reassembled, write_results
+from netsmith.report import write_report
 
 ZOO = (
     ("residual", "netsmith:cifar_resnet20", {"widths": (8, 16, 32)}),
@@ -192,7 +198,11 @@ def test_what_is_saved_loads_and_computes_the_same(result, tmp_path):
 
 
 def test_one_non_commercial_source_makes_the_result_so(result):
-    limits = {"plain": ("apache-2.0", True), "vit": ("cc-by-nc-4.0", False), "residual": (None, None)}
+    inside = {ref.name for ref in result.recipe.networks}
+    used = [p.name for p in result.parents if p.name in inside]
+    limits = {p.name: (None, None) for p in result.parents} | dict(
+        zip(used, [("cc-by-nc-4.0", False), ("apache-2.0", True)], strict=True)
+    )
     parents = [
         replace(p, network=replace(p.network, provenance=replace(p.network.provenance, licence=a, commercial=b)))
         for p in result.parents
@@ -200,7 +210,9 @@ def test_one_non_commercial_source_makes_the_result_so(result):
     ]
     about = {"counts": (1, 1), "budget": Budget(), "accuracy": {}, "classes": (), "data": "x", "seed": 0}
     facts = facts_of(result.recipe, parents, result.module, **about)
-    assert [row["source"] for row in facts["provenance"]] == ["netsmith:small_vit", "netsmith:plain_cnn"]
+    assert [row["source"] for row in facts["provenance"]] == [
+        source for name in used for n, source, _ in ZOO if n == name
+    ]
     assert (facts["licence"], facts["commercial"]) == ("cc-by-nc-4.0 AND apache-2.0", False)
     assert result.module.facts["commercial"] is None, "nothing is known of these"
 
@@ -342,14 +354,64 @@ def test_an_artifact_without_its_recipe_says_so(result, tmp_path):
         load_reassembled(Path(folder))
 
 
-def test_fine_tuning_never_makes_the_network_worse(digits, caplog):
+def test_fine_tuning_never_makes_the_network_worse(digits, caplog, tmp_path, capsys):
     """Weights that tuning has spoilt on validation are not kept; the user is told."""
     spoiling = TrainSettings(epochs=1, lr=5.0, optimizer="adamw", batch_size=256)
     result = reassemble(zoo(), digits, Budget(params="150k"), finetune=spoiling, **SETTINGS)
     chosen = result.candidates[0]
     assert chosen.stitched is not None
-    assert chosen.finetuned == chosen.stitched
-    assert result.accuracy["finetuned"] == result.accuracy["stitched"]
+    assert chosen.finetuned is None
+    assert result.accuracy["finetuned"] is None
     assert "fine-tuning made the network worse on validation" in caplog.text
+    assert result.undone
     assert result.training is not None
-    assert result.training.metrics["accuracy"] < chosen.stitched
+    assert result.training.metrics["accuracy"] == chosen.stitched
+    assert [entry["accuracy"] < chosen.stitched for entry in result.training.history] == [True]
+    summary = write_results(result, tmp_path)
+    write_report(tmp_path)
+    card, page = (tmp_path / "artifact/README.md").read_text(), (tmp_path / "report.html").read_text()
+    number = f"{100 * result.accuracy['stitched']:.2f}%"
+    assert f"- test accuracy, stitched; tuning did not help and was undone: {number} (digits)" in card
+    assert "accuracy, finetuned" not in card
+    assert "accuracy on test stitched; tuning did not help and was undone" in page
+    assert "1 epoch after stitching, none better than the stitched network: tuning did not help and was undone." in page
+    assert "after tuning" not in page
+    assert summary.accuracy.undone
+    show(summary, Session(Console(), RunLog(), ()))
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"stitched; tuning did not help and was undone {number}" in text
+    assert "fine-tuned" not in text
+    manifest = read_manifest(tmp_path / "artifact")
+    assert manifest["undone"]
+    assert manifest["metrics"]["accuracy_finetuned"] is None
+
+
+def test_results_say_nothing_of_the_makers_machine(digits, tmp_path):
+    """Of a zoo of artifacts, files of weights and code; what was written is loaded where all of it was moved to."""
+    home = tmp_path / "maker"
+    home.mkdir()
+    (home / "nets.py").write_text(
+        "from netsmith.models import PlainCNN\n\n\ndef build(num_classes=10):\n"
+        "    return PlainCNN(num_classes, in_channels=1, image_size=8)\n"
+    )
+    first, second, _ = zoo()
+    save_network(home / "net", first, counts={"params": 1, "macs": 1}, metrics={}, config={})
+    save_file(second.model.state_dict(), home / "vit.safetensors")
+    sources = {
+        str(home / "net"): {},
+        f"netsmith:small_vit#{home}/vit.safetensors": {"options": second.options, "input_size": (1, 8, 8)},
+        f"py:{home}/nets.py:build": {"input_size": (1, 8, 8), "mean": (0.5,), "std": (0.5,)},
+    }
+    networks = [load_source(s, name=f"n{i}", num_classes=10, **more) for i, (s, more) in enumerate(sources.items())]
+    result = reassemble(networks, digits, **SETTINGS)
+    out = home / "out"
+    out.mkdir()
+    write_results(result, out, config={"zoo": list(sources), "data": f"folder:{home}"})
+    write_report(out)
+    files = [f for f in out.rglob("*") if f.is_file()]
+    assert len(files) == 7
+    assert [f.name for f in files if str(tmp_path).encode() in f.read_bytes()] == []
+    home.rename(tmp_path / "taker")
+    again = load_reassembled(tmp_path / "taker/out/artifact")
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(again(x), result.module(x))

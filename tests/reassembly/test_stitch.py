@@ -203,6 +203,14 @@ def test_without_norms_behind_an_adapter_there_is_nothing_to_decide():
         assert net.recipe.fit.recalibrate is False
 
 
+def test_a_probe_that_is_given_is_used():
+    made, data = recipe(MIXED), probe(40)
+    fitted, plain = assemble(made, CHAINS, init="lstsq", probe=data), assemble(made, CHAINS, init="random")
+    assert same(assemble(made, CHAINS, probe=data).state_dict(), fitted.state_dict())
+    assert same(assemble(made, CHAINS).state_dict(), plain.state_dict())
+    assert not same(fitted.state_dict(), plain.state_dict())
+
+
 def test_the_networks_are_left_as_they_were():
     before = {n: {k: v.clone() for k, v in c.model.state_dict().items()} for n, c in CHAINS.items()}
     state = torch.random.get_rng_state()

@@ -118,7 +118,7 @@ def morph_result(out: Path, seed: int | None, device: str, progress: Progress) -
     overrides = [f"device={device}"] + ([] if seed is None else [f"seed={seed}"])
     folder.mkdir(exist_ok=True)
     config = load_morph_config(file, overrides)
-    write_text(folder / "config.yaml", dump_config(config))  # as `netsmith morph` leaves it
+    write_text(folder / "config.yaml", dump_config(config, folder))  # as `netsmith morph` leaves it
     execute(config, folder, device=device, progress=progress)
 
 

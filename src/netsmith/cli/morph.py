@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     if arguments.out is None:
         raise UsageError("--out DIR is missing: where should the results go? (--plan alone needs none.)")
     device = device_of(config.device)
-    text = dump_config(config)
+    text = dump_config(config, arguments.out)
     check_folder(arguments.out, arguments.overwrite, text)
     with long_work(session, str(device)):
         with session.console.progress() as bars:

@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     if arguments.out is None:
         raise UsageError("--out DIR is missing: where should the results go? (--plan alone needs none.)")
     device = device_of(config.device)
-    text = dump_config(config)
+    text = dump_config(config, arguments.out)
     check_folder(arguments.out, arguments.overwrite, text)
     with long_work(session, str(device)):
         open_folder(arguments.out, arguments.overwrite, session, text)
@@ -133,6 +133,7 @@ def show_written(out: Path, session: Session) -> None:
 def show(summary: Summary, session: Session) -> None:
     """The chosen network beside every member of the zoo, and what it is made of."""
     from netsmith.core.profile import format_count
+    from netsmith.reassembly.facts import UNDONE
 
     def percent(value: float | None) -> str:
         return "-" if value is None else f"{100 * value:.2f}%"
@@ -140,10 +141,10 @@ def show(summary: Summary, session: Session) -> None:
     rows = [[m.name, format_count(m.params), format_count(m.macs), "", percent(m.accuracy)] for m in summary.zoo]
     accuracy = summary.accuracy
     counts = [format_count(summary.params), format_count(summary.macs)]
-    stitched = "stitched and fine-tuned" if accuracy.finetuned is not None else "stitched"
-    rows.append(["reassembled", *counts, "stitched, no training", percent(accuracy.stitched)])
+    rows.append(["reassembled", *counts, UNDONE if accuracy.undone else "stitched, no training"])
+    rows[-1].append(percent(accuracy.stitched))
     if accuracy.finetuned is not None:
-        rows.append(["reassembled", *counts, stitched, percent(accuracy.finetuned)])
+        rows.append(["reassembled", *counts, "stitched and fine-tuned", percent(accuracy.finetuned)])
     session.console.table(
         ["network", ">params", ">MACs", "", f">{accuracy.split} accuracy"], rows, last=len(rows) - len(summary.zoo)
     )

@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
         overrides = [*overrides, f"device={arguments.device}"]
     config = load_train_config(config_path(arguments.config), overrides)
     device = device_of(config.device)
-    text = dump_config(config)
+    text = dump_config(config, arguments.out)
     check_folder(arguments.out, arguments.overwrite, text)
     with long_work(session, str(device)):
         going_on = open_folder(arguments.out, arguments.overwrite, session, text)
@@ -120,7 +120,7 @@ def show(summaries: list[dict[str, Any]], session: Session) -> None:
             format_count(s["params"]),
             format_count(s["macs"]),
             *(format_metric(primary, s["metrics"][part][primary]) for part in ("validation", "test")),
-            f"{s['best_epoch']} of {s['epochs']}",
+            f"{s['best_epoch']} of {s['epochs']}" if s["best_epoch"] else "none: training did not help and was undone",
             f"{s['seconds']['training']:.1f} s",
         ]
         for s in summaries

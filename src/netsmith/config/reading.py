@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from netsmith.config.sections import anchored
 from netsmith.core.document import read_file, validate
 from netsmith.core.overrides import override
-from netsmith.core.paths import as_path
+from netsmith.core.paths import as_path, portable
 from netsmith.core.sources import parse_source
 from netsmith.core.yaml_text import Document, read_yaml, write_yaml
 from netsmith.errors import ConfigError, NetsmithError
@@ -53,9 +53,10 @@ def load_config(
     return validate(document, model, where, context={"base": base or start})
 
 
-def dump_config(config: BaseModel) -> str:
-    """YAML that `load_config` reads back as an equal config."""
-    return HEADER + write_yaml(config)
+def dump_config(config: BaseModel, folder: Path | None = None) -> str:
+    """YAML that `load_config` reads back as an equal config; paths in it start from `folder`, where one is given."""
+    text = HEADER + write_yaml(config)
+    return text if folder is None else portable(text, folder)
 
 
 to_yaml = dump_config

@@ -36,6 +36,7 @@ from netsmith.core.output import (
     write_json,
     write_text,
 )
+from netsmith.core.paths import portable
 from netsmith.core.safetensors_header import check_header
 from netsmith.errors import ArtifactError, OutputError, did_you_mean
 from netsmith.json_text import read_json
@@ -205,9 +206,9 @@ def save_artifact(
             assert plain_name(name), f"{name!r} must be a plain *.safetensors file name"
             assert name.endswith(".safetensors"), name
             files[name] = _write(half / name, tensors_to_bytes(independent(state)))
-        files[CARD] = _write(half / CARD, card.encode("utf-8"))
+        files[CARD] = _write(half / CARD, portable(card, folder).encode("utf-8"))
         record = {"schema": SCHEMA, "kind": kind, "versions": library_versions(), "files": files, **manifest}
-        record = json.loads(to_json(record))
+        record = portable(json.loads(to_json(record)), folder)
         record["sha256"] = _manifest_hash(record)
         _write(half / MANIFEST, (to_json(record, indent=2) + "\n").encode("utf-8"))
     return folder

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from netsmith.core.paths import portable
 from netsmith.errors import OutputError
 
 MARKER = ".netsmith"
@@ -117,8 +118,9 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_json(path: Path, value: object) -> Path:
-    """Write JSON completely or not at all. Numbers must be finite: JSON knows neither NaN nor infinity."""
-    return write_text(path, to_json(value, indent=2, sort_keys=False) + "\n")
+    """Write JSON completely or not at all, with `portable` paths. Numbers must be finite: JSON knows no NaN."""
+    plain = portable(json.loads(to_json(value, sort_keys=False)), path.parent)
+    return write_text(path, to_json(plain, indent=2, sort_keys=False) + "\n")
 
 
 def to_json(value: object, *, indent: int | None = None, sort_keys: bool = True) -> str:

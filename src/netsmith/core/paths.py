@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from netsmith.errors import NetsmithError, SourceError
 
 _TEXT = 4000
 _PART = 255  # bytes, on every usual file system
+_ABSOLUTE = re.compile(r"""(?:(?<=[\s:#"'`(\[|])|^)/(?=[^\s/])[^#:\n"'`|\]]*""")
 
 
 def as_path(text: str | Path, kind: type[NetsmithError] = SourceError) -> Path:
@@ -32,3 +37,22 @@ def as_path(text: str | Path, kind: type[NetsmithError] = SourceError) -> Path:
 def is_text(name: str) -> bool:
     """Whether a name can be written into a text: one that is not UTF-8 has halves of surrogate pairs in Python."""
     return not any(0xD800 <= ord(c) < 0xE000 for c in name)
+
+
+def portable(value: Any, folder: Path) -> Any:
+    """JSON or a text in which absolute paths of files that are there are relative to `folder`, where it is written.
+
+    So what is handed on says nothing of its maker's machine, and what it names is found where both move together.
+    """
+    if isinstance(value, str):
+        return _ABSOLUTE.sub(lambda match: _relative(match[0], folder), value)
+    if isinstance(value, Mapping):
+        return {portable(key, folder): portable(item, folder) for key, item in value.items()}
+    return [portable(item, folder) for item in value] if isinstance(value, list) else value
+
+
+def _relative(text: str, folder: Path) -> str:
+    path = text
+    while path and not os.path.exists(path):  # what follows it in a text is no part of it
+        path = path[: max(0, *(path.rfind(end) for end in " )@,;"))]
+    return f"{Path(os.path.relpath(path, folder.resolve())).as_posix()}{text[len(path) :]}" if path else text

@@ -12,6 +12,7 @@ import timm.models
 import torch
 import torchvision.models as tv
 
+from netsmith.core.consent import origin
 from netsmith.core.paths import as_path
 from netsmith.errors import SourceError, did_you_mean
 from netsmith.models import BUILDERS
@@ -149,7 +150,9 @@ def _names() -> dict[str, list[str]]:
 
 
 def _anchor(path: str, base: Path | None) -> Path:
-    found = as_path(path)
+    found, read_from = as_path(path), origin()
+    if base is None and read_from is not None and (Path(read_from) / found).exists():
+        return Path(read_from) / found  # an artifact names files as they lie to its folder
     return found if found.is_absolute() or base is None else base / found
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from netsmith.core import processes
 from netsmith.core.artifact import library_versions, write_json
 from netsmith.core.cache import digest
+from netsmith.core.checkpoint import copied_state
 from netsmith.core.data import ImageSet, Splits, check_labelled
 from netsmith.core.engine import Progress, TrainSettings, evaluate, train
 from netsmith.core.network import Network, load_source
@@ -23,6 +24,7 @@ from netsmith.core.run_hashes import run_hashes
 from netsmith.core.sources import parse_source
 from netsmith.core.tasks import make_task
 from netsmith.core.trained import check_trainable, save_network
+from netsmith.core.undoing import restore_if_worse
 from netsmith.core.zoo import ZooEntry
 from netsmith.errors import DataError
 from netsmith.networks.classes import splits_by_name
@@ -76,6 +78,8 @@ def train_entry(
     _check_fits(network, splits, task)
     network.task = task
     aim = make_task(task, network.num_classes, shape=splits.shape, classes=splits.classes, ignore=splits.ignore)
+    begun = copied_state(network.model)
+    start = evaluate(network.model, splits.validation, aim, preprocess=network.preprocess, device=device)
     key = digest("train", splits.fingerprint, network.identity(), settings)
     result = train(
         network.model,
@@ -87,6 +91,8 @@ def train_entry(
         progress=progress,
         device=device,
     )
+    if _has_weights(entry, pretrained):
+        result = restore_if_worse(network.model, begun, start, result, aim, _made_worse)
     metrics = {
         part: evaluate(network.model, images, aim, preprocess=network.preprocess, device=device)
         for part, images in (("validation", splits.validation), ("test", splits.test))
@@ -152,7 +158,7 @@ def _moments(images: Float[Tensor, "b c h w"]) -> tuple[int, Float[Tensor, " c"]
 def _start(entry: ZooEntry, splits: Splits, task: str, *, pretrained: bool, seed: int) -> Network:
     """The network to begin with, fitted to the data's classes and, from random weights, to its images."""
     parsed = parse_source(entry.source)
-    weights = pretrained or parsed.weights is not None or parsed.scheme == "artifact"
+    weights = _has_weights(entry, pretrained)
     classes = len(splits.classes)
     options, wanted = dict(entry.options), entry.num_classes
     # pretrained or not, the head of a segmentation network is new, and it takes images of any size
@@ -180,6 +186,20 @@ def _start(entry: ZooEntry, splits: Splits, task: str, *, pretrained: bool, seed
         network.preprocess = replace(network.preprocess, mean=mean, std=std)
         _log.debug("mean and std of the training images: %s, %s", mean, std)
     return network
+
+
+def _has_weights(entry: ZooEntry, pretrained: bool) -> bool:
+    parsed = parse_source(entry.source)
+    return pretrained or parsed.weights is not None or parsed.scheme == "artifact"
+
+
+def _made_worse(before: float, after: float) -> None:
+    _log.warning(
+        "training made the network worse on validation (%.4f before, %.4f at best after): it keeps the weights that it "
+        "came with. Lower training.lr, set training.clip_grad or add training.warmup_epochs",
+        before,
+        after,
+    )
 
 
 def _check_fits(network: Network, splits: Splits, task: str) -> None:

@@ -42,7 +42,7 @@ class TrainResult:
     Attributes:
         history: one entry an epoch: `epoch` (from 1), `loss` (training), `lr` (at its end), the task's metrics on the
             validation part (`accuracy`) and its loss there (`validation_loss`).
-        best_epoch: the epoch whose weights the model now has, from 1.
+        best_epoch: the epoch whose weights the model now has, from 1; 0 where the training was undone.
         metrics: of that epoch, on the validation part.
         seconds: of all epochs, those before a resume included.
         images_per_second: while training, validation left out, over all processes; 0 when nothing was left to do.

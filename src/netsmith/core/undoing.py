@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -10,7 +11,7 @@ from netsmith.core.tasks import Task
 from netsmith.core.training_run import TrainResult
 
 
-def undone_if_worse(
+def restore_if_worse(
     trained: nn.Module,
     state: Mapping[str, Tensor],
     start: Mapping[str, float],
@@ -19,7 +20,7 @@ def undone_if_worse(
     told: Callable[[float, float], None],
     *,
     slack: float = 0.0,
-) -> bool:
+) -> TrainResult:
     """Put back what a training began with, where its best epoch is worse than that on validation.
 
     Too high a rate does that, above all without batch norms, and the best of bad epochs would pass for a result.
@@ -34,12 +35,12 @@ def undone_if_worse(
         slack: by how much the metric may fall: what may be chance.
 
     Returns:
-        Whether the training was undone.
+        The result; of a training that was undone, with `best_epoch` 0 and the metrics it began with.
     """
     first, best = start[task.primary], result.metrics[task.primary]
     lost = (first - best) * (1 if task.higher_is_better else -1)
     if not lost > slack:
-        return False
+        return result
     told(first, best)
     trained.load_state_dict(state)
-    return True
+    return replace(result, best_epoch=0, metrics=dict(start))

@@ -23,7 +23,7 @@ from netsmith.core.network import Network
 from netsmith.core.settings import TrainSettings
 from netsmith.core.structure import structure
 from netsmith.core.tasks import Task
-from netsmith.core.undoing import undone_if_worse
+from netsmith.core.undoing import restore_if_worse
 from netsmith.errors import MorphError, TrainingError
 from netsmith.morph.memory import Key, Memory
 from netsmith.morph.split import Split
@@ -191,7 +191,7 @@ def kept_or_undone(
     *,
     slack: float = 0.0,
 ) -> TrainResult:
-    """A training's result; of one that was undone (`undone_if_worse`), with a warning, epoch 0 is the best."""
+    """A training's result; of one that was undone (`restore_if_worse`), with a warning, epoch 0 is the best."""
 
     def tell(before: float, after: float) -> None:
         _log.warning(
@@ -200,9 +200,7 @@ def kept_or_undone(
             called, task.primary, before, after,
         )  # fmt: skip
 
-    if undone_if_worse(trained, state, start, result, task, tell, slack=slack):
-        return replace(result, best_epoch=0, metrics=dict(start))
-    return result
+    return restore_if_worse(trained, state, start, result, task, tell, slack=slack)
 
 
 def named(progress: Progress | None, text: str) -> Progress | None:

@@ -307,6 +307,14 @@ def _history(result: Morphed) -> dict[str, Any] | None:
     return {**found, "best_epoch": None if last is None else last.best_epoch}
 
 
+def _undone(result: Morphed) -> list[str]:
+    """What a card says of trainings that made something worse."""
+    fit = _history(result) or {}
+    names = [f"keyframe {name}" if name != "coarse set" else name for name in fit.get("undone", ())]
+    names += ["the generator as a whole"] if fit.get("best_epoch") == 0 else []
+    return [f"- training did not help and was undone: {', '.join(names)}"] if names else []
+
+
 def licence_lines(licence: str | None, commercial: bool | None) -> list[str]:
     """What a card says of the licence of the base network's weights."""
     lines = [f"- licence of the weights it began with: {licence or 'none, or not stated'}"]
@@ -337,6 +345,7 @@ def _card(result: Morphed) -> str:
         "",
         f"- base network: {result.base['test'][primary]:.4f}",
         f"- without what is generated: {result.floor['test'][primary]:.4f}",
+        *_undone(result),
         *([_RECALIBRATED] if any(p.recalibrated for p in result.points) else []),
         *licence_lines(result.network.provenance.licence, result.network.provenance.commercial),
         "",

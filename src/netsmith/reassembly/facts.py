@@ -31,10 +31,14 @@ KEPT = (
     "licence",
     "commercial",
     "metrics",
+    "undone",
     "config",
     "hashes",
 )
 """What a manifest says beside recipe, classes' number and preprocessing, which follow from the recipe."""
+
+UNDONE = "stitched; tuning did not help and was undone"
+"""What is said of a network that fine-tuning made worse."""
 
 STATE = "state"
 """Key of the hash of the weights that were measured; never written, as a manifest has hashes of its own."""
@@ -51,6 +55,7 @@ def facts_of(
     classes: Sequence[str],
     data: str,
     seed: int,
+    undone: bool = False,
 ) -> dict[str, Any]:
     """The facts of a network that was found and measured.
 
@@ -64,6 +69,7 @@ def facts_of(
         classes: names of the outputs.
         data: name of the data.
         seed: of the run.
+        undone: whether fine-tuning made it worse, and it has its stitched weights.
     """
     used = {ref.name for ref in recipe.networks}
     return {
@@ -76,6 +82,7 @@ def facts_of(
         "seed": seed,
         **_licences([p.network.provenance for p in parents if p.name in used]),
         "metrics": {"split": "test", **{f"accuracy_{k}": v for k, v in accuracy.items()}},
+        "undone": undone,
         STATE: digest(module.state_dict()),
     }
 
@@ -114,7 +121,7 @@ def manifest_of(recipe: Recipe, module: nn.Module, known: Mapping[str, Any]) -> 
     known = dict(known) or facts_of_recipe(recipe)
     classes = list(known.get("classes", ()))
     if known.pop(STATE, None) != digest(module.state_dict()):
-        known["metrics"] = {}
+        known["metrics"], known["undone"] = {}, False
         known["params"], known["macs"] = count_params(module), count_macs(module, recipe.input.input_size)
     return {
         **{key: known[key] for key in KEPT if key in known},
@@ -132,6 +139,8 @@ def card(manifest: Mapping[str, Any]) -> str:
     metrics, data = dict(manifest["metrics"]), manifest.get("data")
     split = metrics.pop("split", "test")
     numbers = {k.removeprefix("accuracy_"): v for k, v in metrics.items() if v is not None}
+    if manifest.get("undone"):
+        numbers = {UNDONE: numbers["stitched"]}
     lines = [
         "# Reassembled network",
         "",

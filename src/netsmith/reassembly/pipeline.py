@@ -33,7 +33,8 @@ class Reassembled:
 
     `module` is the chosen network with its final weights in eval mode, on the CPU; `parents`, `table`, `partition`,
     `found` and `candidates` (best first) are the steps on the way. `accuracy` maps `stitched` and `finetuned` to the
-    test accuracy (0..1); `members` each parent's name to its test accuracy, or None.
+    test accuracy (0..1), `finetuned` to None where there was no tuning or it was `undone`; `members` maps each parent's
+    name to its test accuracy, or None.
     """
 
     module: Assembled
@@ -52,6 +53,11 @@ class Reassembled:
     data_name: str
     data_sha256: str
     seed: int
+
+    @property
+    def undone(self) -> bool:
+        """Whether the chosen network was fine-tuned and is as it was stitched, as that made it worse."""
+        return self.training is not None and self.training.best_epoch == 0
 
 
 def reassemble(
@@ -140,7 +146,7 @@ def reassemble(
     if ranked is not None:
         ranked(scored)
     chosen, module, training, stitched = run.finish(scored, init, finalists, finetune, trainable, checkpoints)
-    accuracy, members = run.measure(module, stitched, training is not None)
+    accuracy, members = run.measure(module, stitched, training is not None and training.best_epoch > 0)
     module.facts = facts_of(
         chosen.recipe,
         run.parents,
@@ -148,6 +154,7 @@ def reassemble(
         counts=(chosen.params, chosen.macs),
         budget=run.budget,
         accuracy=accuracy,
+        undone=training is not None and training.best_epoch == 0,
         classes=data.classes,
         data=data.name,
         seed=seed,

@@ -21,12 +21,14 @@ class _Record(BaseModel):
 class Accuracy(_Record):
     """Accuracy of the chosen network, in 0..1, on `split`.
 
-    `stitched` is that of the assembled network before any gradient step; `finetuned` is None without fine-tuning.
+    `stitched` is that of the assembled network before any gradient step; `finetuned` is None without fine-tuning, and
+    where it made the network worse and was `undone`.
     """
 
     stitched: float
     finetuned: float | None
     split: Literal["test", "validation"]
+    undone: bool = False
 
 
 class Member(_Record):

@@ -22,6 +22,7 @@ from netsmith.core.artifact import (
 )
 from netsmith.core.graph import Unit
 from netsmith.core.output import to_json, write_json, write_text
+from netsmith.core.paths import portable
 from netsmith.core.run_hashes import run_hashes
 from netsmith.core.weights import load_state
 from netsmith.errors import ArtifactError
@@ -51,7 +52,7 @@ def write_results(result: Reassembled, folder: Path, *, config: Mapping[str, Any
     Raises:
         OutputError: the folder cannot be written.
     """
-    write_text(folder / "recipe.json", result.recipe.to_json())
+    write_text(folder / "recipe.json", portable(result.recipe.to_json(), folder))
     save_reassembled(result, folder / "artifact", config=config, overwrite=True)
     write_json(folder / "details.json", details_of(result, config).to_dict())
     summary = summary_of(result)
@@ -123,7 +124,9 @@ def summary_of(result: Reassembled) -> Summary:
         blocks=[str(block) for block in result.recipe.blocks],
         params=chosen.params,
         macs=chosen.macs,
-        accuracy=Accuracy(stitched=stitched, finetuned=result.accuracy["finetuned"], split="test"),
+        accuracy=Accuracy(
+            stitched=stitched, finetuned=result.accuracy["finetuned"], split="test", undone=result.undone
+        ),
         zoo=[
             Member(name=p.name, params=p.chain.params, macs=p.chain.macs, accuracy=result.members[p.name])
             for p in result.parents

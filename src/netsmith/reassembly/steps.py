@@ -27,7 +27,7 @@ from netsmith.core.session import placed
 from netsmith.core.sharing import Piece, share
 from netsmith.core.stopwatch import Stopwatch
 from netsmith.core.tasks import Classification
-from netsmith.core.undoing import undone_if_worse
+from netsmith.core.undoing import restore_if_worse
 from netsmith.reassembly.affinity import StitchCosts
 from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.candidates import (
@@ -337,7 +337,7 @@ class Run:
     ) -> tuple[Candidate, Assembled, TrainResult | None, dict[str, Tensor]]:
         """Fine-tune the finalists and keep the best on validation; also the stitched weights of that one."""
         assert self._probe is not None
-        best: tuple[Candidate, Assembled, TrainResult | None, dict[str, Tensor]] | None = None
+        best: tuple[Candidate, Assembled, TrainResult, dict[str, Tensor]] | None = None
         with self.steps.step("finetuning"):
             for candidate in ranked[: finalists if settings is not None else 1]:
                 module = self.build(candidate.recipe, init, self._probe)
@@ -358,10 +358,10 @@ class Run:
                     device=self.device,
                     progress=self.steps.tell,
                 )
-                candidate.finetuned = result.metrics["accuracy"]
-                if undone_if_worse(module, stitched, {"accuracy": candidate.stitched}, result, self.task, _made_worse):
-                    candidate.finetuned = candidate.stitched
-                if best is None or candidate.finetuned > (best[0].finetuned or 0.0):
+                start = {"accuracy": candidate.stitched}
+                result = restore_if_worse(module, stitched, start, result, self.task, _made_worse)
+                candidate.finetuned = result.metrics["accuracy"] if result.best_epoch else None
+                if best is None or result.metrics["accuracy"] > best[2].metrics["accuracy"]:
                     best = (candidate, module, result, stitched)
         assert best is not None
         return best

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Literal
 
 import torch
 
@@ -122,7 +123,7 @@ def assemble(
     recipe: Recipe,
     chains: Mapping[str, Chain],
     *,
-    init: str = "random",
+    init: Literal["lstsq", "random"] | None = None,
     probe: Probe | None = None,
     cache: ProbeCache | None = None,
 ) -> Assembled:
@@ -132,14 +133,14 @@ def assemble(
         recipe: what to build.
         chains: its networks, dissected, by name.
         init: "random" draws adapters (and a new classifier) with the recipe's seed; "lstsq" also fits them in closed
-            form on `probe`.
-        probe: needed by "lstsq".
+            form on `probe`, and is the default where one is given.
+        probe: images for the fit.
         cache: see `fit`.
 
     Raises:
         RecipeError: the recipe does not fit the chains, or "lstsq" came without a probe.
     """
-    if init not in ("random", "lstsq"):
+    if init not in (None, "random", "lstsq"):
         raise RecipeError(f"init must be 'random' or 'lstsq', not {init!r}")
     if init == "lstsq" and probe is None:
         raise RecipeError("init='lstsq' fits adapters on probe images; give probe=Probe(images, labels, preprocess)")
@@ -155,7 +156,7 @@ def assemble(
     like = next(chains[recipe.stem].model.parameters(), torch.zeros(()))
     assembled = Assembled(recipe, copy.deepcopy(chains[recipe.stem].stem), blocks, adapters, head).to(like.device)
     assembled.eval()
-    if init == "lstsq" and probe is not None:
+    if init != "random" and probe is not None:
         fit(assembled, chains, probe, cache=cache)
     return assembled
 

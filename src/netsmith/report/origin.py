@@ -31,6 +31,7 @@ class ReachedRecord(Partial):
 
     stitched: Number = None
     finetuned: Number = None
+    undone: bool = False
     split: str = ""
 
 

@@ -32,6 +32,7 @@ class Verdict:
     split: str
     stitched: float | None
     tuned: float | None
+    undone: bool
     checks: tuple[Check, ...]
     met: bool | None
     best: NetworkRecord | None
@@ -155,10 +156,9 @@ def _checks(results: Results) -> tuple[Check, ...]:
     return tuple(checks)
 
 
-def _sentence(results: Results, final: float | None, split: str, tuned: bool, met: bool | None) -> str:
+def _sentence(results: Results, final: float | None, split: str, how: str, met: bool | None) -> str:
     if final is None:
         return "Its accuracy has not been measured yet."
-    how = "after tuning" if tuned else "stitched, without any training"
     begin = f"{formats.percent(final)} accuracy on {split} {how}"
     best, accuracy = best_that_fits(results, split)
     known = any(network_accuracy(results, n.name, split) is not None for n in results.details.networks)
@@ -180,6 +180,9 @@ def verdict(results: Results) -> Verdict:
     split = str(summary.accuracy.get("split") or "test")
     stitched, tuned = number(summary.accuracy.get("stitched")), number(summary.accuracy.get("finetuned"))
     final = stitched if tuned is None else tuned
+    undone = summary.accuracy.get("undone") is True
+    how = "after tuning" if tuned is not None else "stitched, without any training"
+    how = "stitched; tuning did not help and was undone" if undone else how
     checks = _checks(results)
     met = None if not checks or any(c.met is None for c in checks) else True
     if any(c.met is False for c in checks):
@@ -196,10 +199,11 @@ def verdict(results: Results) -> Verdict:
     )
     return Verdict(
         title=title,
-        sentence=_sentence(results, final, split, tuned is not None, met),
+        sentence=_sentence(results, final, split, how, met),
         split=split,
         stitched=stitched,
         tuned=tuned,
+        undone=undone,
         checks=checks,
         met=met,
         best=best,
