@@ -19,6 +19,8 @@ from netsmith.core.data import open_data
 from netsmith.core.network import load_source
 from netsmith.core.settings import TrainSettings
 from netsmith.errors import ArtifactError, BudgetError, MorphError, SourceError
+from netsmith.morph import pipeline
+from netsmith.morph.fit import FitSettings
 from netsmith.morph.generator import Nested
 from netsmith.morph.live import MorphableModel
 from netsmith.morph.pipeline import Morphed, default_keyframes, make_morphable
@@ -81,7 +83,8 @@ def test_a_size_of_an_artifact_is_a_source(result, folder):
 @torch.no_grad()
 def test_a_sampled_network_is_an_artifact_of_its_own(result, folder, tmp_path):
     widths = result.space.of({"features.0.0": 3})
-    network = result.model.at(widths)
+    with pytest.warns(UserWarning, match=r"unequal ratios \(0.375 to 1\) were never fitted together"):
+        network = result.model.at(widths)
     save_sampled(folder / "artifact", network, widths, tmp_path / "s")
     assert torch.equal(load_sampled(tmp_path / "s")(X), network(X))
     assert torch.equal(load_source(str(tmp_path / "s")).model(X), network(X))
@@ -114,6 +117,46 @@ def test_widths_outside_the_range_warn(result):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result.model.at(0.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fitting", "drawn"),
+    [
+        ("nested", {}, "range"),
+        ("nested", {"draws": ("full", "mixed")}, "each"),
+        ("grid", {}, "ratio"),
+        ("grid", {"draws": ("keyframe", "mixed"), "apart": 0.0}, "each"),
+        ("nested", {"draws": ("full", "mixed"), "undone": True}, "ratio"),
+        ("inr", {"draws": ("full", "low")}, "ratio"),
+    ],
+)
+def test_each_kind_says_whether_unequal_widths_were_fitted(kind, fitting, drawn, tmp_path, monkeypatch, capsys):
+    fitting = dict(fitting)
+    if fitting.pop("undone", False):
+        real = pipeline.fit
+        monkeypatch.setattr(pipeline, "fit", lambda *a, **k: replace(real(*a, **k), best_epoch=0))
+    inr = {"layers": 1, "hidden": 8, "frequencies": 2, "warm_start": 0}
+    settings = {"inr": inr, "grid": {"keyframes": [1.0, 0.25], "coarse": None}, "nested": {}}[kind]
+    made = make_morphable(
+        tiny(), open_data("digits"), generator=kind, settings=settings, fitting=FitSettings.model_validate(fitting),
+        training=TrainSettings(epochs=1, batch_size=256, lr=0.01, augment=False), ratios=(1.0, 0.5),
+    )  # fmt: skip
+    unequal = {"features.0.0": 4}
+    assert made.space.drawn == drawn
+    assert made.space.fitted(unequal) == (drawn == "each")
+    assert [p.fitted for p in made.points] == [True, True]
+    save_morphed(made, tmp_path / "a")
+    loaded = load_morphed(tmp_path / "a")
+    assert loaded.morphable.space.drawn == drawn
+    assert ("unequal ratios can be read too" in (tmp_path / "a/README.md").read_text()) == (drawn != "each")
+    for ask in (loaded.at, loaded.set_size, loaded.at):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ask(unequal)
+        assert len(caught) == (drawn != "each")
+    words = ["sample", str(tmp_path / "a"), "--width", "features.0.0=4", "--out", str(tmp_path / "s")]
+    assert main(words) == 0
+    assert ("were never fitted together" in capsys.readouterr().err) == (drawn != "each")
 
 
 def test_many_noisy_reads_are_their_mean():

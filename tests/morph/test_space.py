@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from morph_networks import tiny
 
+from netsmith.core.channels import WidthGroup
 from netsmith.core.graph import dissect
 from netsmith.errors import MorphError
 from netsmith.morph.preparing import prepare
-from netsmith.morph.space import morph_space
+from netsmith.morph.space import MorphSpace, morph_space
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +27,35 @@ def test_all_inner_widths(prepared):
     assert space.fitted(space.at(0.25))
     assert not space.fitted(space.at(0.2))
     assert space.ratio(space.at(0.5)) == pytest.approx(0.5)
+
+
+def test_unequal_ratios_are_fitted_only_where_they_were_drawn(prepared):
+    space = morph_space(prepared.groups, "all", (0.5, 1.0))
+    each = replace(space, drawn="each")
+    first = space.names[0]
+    assert all(space.fitted(space.at(k / 64)) for k in range(32, 65))
+    for widths in ({first: 4}, {**space.at(0.5), first: 8}, {first: 6}):
+        assert not space.fitted(widths)
+        assert each.fitted(widths)
+    assert not each.fitted({first: 3})
+    assert "unequal ratios (0.5 to 1) were never fitted together" in space.unfitted({first: 4})
+
+
+def test_channel_counts_of_unequal_groups_are_fitted_where_they_were_drawn(prepared):
+    space = morph_space(prepared.groups, "all", (4, 8))  # groups of 8, 8, 12, 12
+    drawn = replace(space, drawn="range")
+    assert all(space.fitted(space.clamped(k / 24)) for k in range(8, 25))
+    assert not space.fitted(dict.fromkeys(space.names, 6))
+    assert drawn.fitted(dict.fromkeys(space.names, 6))
+    assert not drawn.fitted({**dict.fromkeys(space.names, 8), space.names[0]: 4})
+
+
+def test_heads_that_cannot_follow_a_ratio_are_rounded():
+    heads, mlp = (WidthGroup(name, width, "inner", (), ()) for name, width in (("heads", 3), ("mlp", 48)))
+    space = MorphSpace("all", (heads, mlp), {"heads": 1, "mlp": 12}, {"heads": 3, "mlp": 48})
+    assert all(space.fitted(space.at(k / 48)) for k in range(12, 49))
+    assert not space.fitted({"heads": 2})
+    assert not space.fitted({"mlp": 12})
 
 
 def test_the_last_block_is_that_of_the_last_unit(prepared):

@@ -10,7 +10,7 @@ from netsmith import limits
 from netsmith.core.channels import Axis, Setting, WidthGroup
 from netsmith.core.manifest_fields import Fields, PreprocessFields, Text
 from netsmith.morph.grid import MOST
-from netsmith.morph.space import MorphSpace
+from netsmith.morph.space import Drawn, MorphSpace
 
 Width = Annotated[int, Field(ge=1, le=limits.WIDTH)]
 Whole = Annotated[int, Field(ge=-limits.INTEGER, le=limits.INTEGER)]
@@ -59,6 +59,7 @@ class SpaceFields(Fields):
     groups: Annotated[list[GroupFields], Field(min_length=1)]
     low: dict[str, Width]
     high: dict[str, Width]
+    drawn: Drawn = "ratio"
 
     @model_validator(mode="after")
     def _a_range_for_each(self) -> SpaceFields:
@@ -72,7 +73,7 @@ class SpaceFields(Fields):
 
     def space(self) -> MorphSpace:
         """The morph space itself."""
-        return MorphSpace(self.mode, tuple(g.group() for g in self.groups), dict(self.low), dict(self.high))
+        return MorphSpace(self.mode, tuple(g.group() for g in self.groups), dict(self.low), dict(self.high), self.drawn)
 
 
 class GeneratorFields(Fields):

@@ -26,6 +26,7 @@ from netsmith.morph.generator import Generator, Noise
 from netsmith.morph.grid import Grid
 from netsmith.morph.memory import Memory
 from netsmith.morph.morphable import Morphable
+from netsmith.morph.space import Drawn
 
 Draw = Literal["full", "low", "random", "mixed", "keyframe", "coarse"]
 
@@ -93,6 +94,14 @@ def default_draws(morphable: Morphable) -> tuple[Draw, ...]:
     if len(morphable.generator.keyframes) == 1:
         return below or ("random",)
     return ("keyframe", "random", "keyframe", "random", *below)
+
+
+def drawn_together(morphable: Morphable, settings: FitSettings) -> Drawn:
+    """Return which widths of several groups these settings draw together."""
+    draws = settings.draws or default_draws(morphable)
+    if "mixed" in draws:
+        return "each"
+    return "range" if "random" in draws else "ratio"
 
 
 class Fitting:

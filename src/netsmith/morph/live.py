@@ -94,6 +94,7 @@ class MorphableModel(Pretrained, nn.Module):
         """The output of the current size for a batch `(n, ...)`."""
         served = self._served  # one read: a switch meanwhile changes the next call, not this one
         if served is None:
+            self._warn(self.morphable.space.full)
             served = self._serve(self.morphable.space.full, EXACT)
         return served.network(x)
 
@@ -113,6 +114,7 @@ class MorphableModel(Pretrained, nn.Module):
         found = self.widths_for(
             size, ratio=ratio, widths=widths, params=params, macs=macs, latency_ms=latency_ms, batch=batch
         )
+        self._warn(found)
         self._serve(found, how)
         return found
 
@@ -177,20 +179,20 @@ class MorphableModel(Pretrained, nn.Module):
         found = self.widths_for(
             size, ratio=ratio, widths=widths, params=params, macs=macs, latency_ms=latency_ms, batch=batch
         )
+        self._warn(found)
         with self._lock:
             served = self._cache.get((*found.values(), how))
             if served is not None:
                 return copy.deepcopy(served.network).requires_grad_(True)
             return self._read(found, how)
 
+    def _warn(self, widths: Mapping[str, int]) -> None:
+        """Warn the caller of `at`, `set_size` or the model where these widths were not fitted."""
+        reason = self.morphable.space.unfitted(widths)
+        if reason:
+            warnings.warn(f"{reason}: expect a loss of accuracy, and measure it", stacklevel=3)
+
     def _read(self, widths: Mapping[str, int], how: Sampling) -> nn.Module:
-        space = self.morphable.space
-        if not space.fitted(widths):
-            warnings.warn(
-                f"widths of ratio {space.ratio(widths):.3g} lie outside the fitted range ({space.range_text}): "
-                f"expect a loss of accuracy, and measure it",
-                stacklevel=4,
-            )
         return self.morphable.module(widths, sample_tensors(self.morphable, widths, how))
 
     # --- sizes --------------------------------------------------------------------------------------------------------

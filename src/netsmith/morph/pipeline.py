@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from netsmith.core.stopwatch import Stopwatch
 from netsmith.core.tasks import Task, make_task
 from netsmith.errors import DissectionError, MorphError
 from netsmith.morph.coordinates import along
-from netsmith.morph.fit import FitSettings, check_unmixed, fit
+from netsmith.morph.fit import FitSettings, check_unmixed, drawn_together, fit
 from netsmith.morph.generator import Generator, make_generator
 from netsmith.morph.grid import Grid, keyframe_widths
 from netsmith.morph.importance import ranking_images
@@ -240,6 +240,8 @@ def make_morphable(
                 preprocess=network.preprocess, checkpoint_dir=checkpoints, progress=progress, on_epoch=on_epoch,
                 device=device,
             )  # fmt: skip
+        if result.best_epoch:  # else nothing of it was kept
+            morphable.space = replace(space, drawn=drawn_together(morphable, fitting))
     made.settle()
     if isinstance(made, Grid) and made.repaired:
         with watch.step("repair"):

@@ -36,6 +36,7 @@ from netsmith.morph.results import Base, Details, Summary, Width
 KIND = "morph"
 BASE = "base.safetensors"
 GENERATOR = "generator.safetensors"
+_TOGETHER = "- fitted at one ratio for all widths: unequal ratios can be read too, and lose accuracy"
 _RECALIBRATED = (
     "- it has batch norms: smaller networks were measured with statistics estimated anew on training images where "
     "these were better, as `netsmith sample THIS_FOLDER --data SOURCE` takes them"
@@ -88,6 +89,7 @@ def save_morphed(
             "groups": [asdict(g) for g in result.space.groups],
             "low": dict(result.space.low),
             "high": dict(result.space.high),
+            "drawn": result.space.drawn,
         },
         "orders": {name: list(order) for name, order in result.ordered.orders.items()},
         "generator": {"kind": morphable.generator.kind, "settings": morphable.generator.settings()},
@@ -238,6 +240,7 @@ def details_of(
             ],
             "refused": [asdict(r) for r in result.prepared.groups.refused],
             "fitted": list(_fitted(result)),
+            "drawn": space.drawn,
         },
         smooth={
             "order": ordered.order,
@@ -346,6 +349,7 @@ def _card(result: Morphed) -> str:
         f"- base network: {result.base['test'][primary]:.4f}",
         f"- without what is generated: {result.floor['test'][primary]:.4f}",
         *_undone(result),
+        *([] if space.drawn == "each" or len(space.groups) == 1 else [_TOGETHER]),
         *([_RECALIBRATED] if any(p.recalibrated for p in result.points) else []),
         *licence_lines(result.network.provenance.licence, result.network.provenance.commercial),
         "",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from netsmith import limits
 from netsmith.core.channels import WidthGroup, WidthGroups
@@ -15,6 +17,10 @@ MODES = ("all", "last_block")
 
 MOST_RATIO = limits.RATIO
 """Highest ratio of a range: beyond it, somebody means channel counts."""
+
+Drawn = Literal["ratio", "range", "each"]
+"""How widths were drawn while a generator was fitted: one ratio for all groups; also all groups equally far into their
+own ranges; or each group by itself."""
 
 Range = tuple[float, float] | tuple[int, int]
 """Lowest and highest width: ratios (floats) or channel counts (integers)."""
@@ -29,12 +35,14 @@ class MorphSpace:
         groups: the groups, in the order in which the network computes them.
         low: lowest fitted width of each group, by name; `high` the highest.
         high: see `low`.
+        drawn: which widths of several groups were fitted together.
     """
 
     mode: str
     groups: tuple[WidthGroup, ...]
     low: Mapping[str, int]
     high: Mapping[str, int]
+    drawn: Drawn = "ratio"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -104,8 +112,39 @@ class MorphSpace:
         return found
 
     def fitted(self, widths: Mapping[str, int]) -> bool:
-        """Whether every width lies in the fitted range."""
-        return all(self.low[name] <= width <= self.high[name] for name, width in widths.items())
+        """Whether such widths were fitted (`unfitted`); groups that are not named are at full width."""
+        return not self.unfitted(widths)
+
+    def unfitted(self, widths: Mapping[str, int]) -> str:
+        """Say why these widths were not fitted; empty where they were."""
+        widths = {**self.full, **widths}
+        if not all(self.low[name] <= width <= self.high[name] for name, width in widths.items()):
+            return f"widths of ratio {self.ratio(widths):.3g} lie outside the fitted range ({self.range_text})"
+        if self.drawn == "each" or self._one_ratio(widths) or (self.drawn == "range" and self._one_way(widths)):
+            return ""
+        ratios = [widths[g.name] / g.width for g in self.groups]
+        return (
+            f"widths of unequal ratios ({min(ratios):.3g} to {max(ratios):.3g}) were never fitted together, only one "
+            "ratio for all groups"
+        )
+
+    def _one_ratio(self, widths: Mapping[str, int]) -> bool:
+        """Whether one ratio gives all these widths, rounded and kept within the ranges."""
+        lowest, highest = 0.0, math.inf
+        for g in self.groups:
+            width = widths[g.name]
+            if width > self.low[g.name]:
+                lowest = max(lowest, (width - 0.5) / g.width)
+            if width < self.high[g.name]:
+                highest = min(highest, (width + 0.5) / g.width)
+        return lowest <= highest + 1e-9
+
+    def _one_way(self, widths: Mapping[str, int]) -> bool:
+        """Whether all these widths lie equally far between the ends of their ranges, rounded."""
+        spans = [(widths[g.name] - self.low[g.name], self.high[g.name] - self.low[g.name]) for g in self.groups]
+        lowest = max(((into - 0.5) / span for into, span in spans if span), default=0.0)
+        highest = min(((into + 0.5) / span for into, span in spans if span), default=1.0)
+        return lowest <= highest + 1e-9
 
     def ratio(self, widths: Mapping[str, int]) -> float:
         """Mean ratio over the groups."""
