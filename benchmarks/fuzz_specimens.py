@@ -103,8 +103,7 @@ def make_specimens(folder: Path) -> Specimens:
         save_morphed(made, found["morph" if kind == "grid" else kind])
         if kind == "grid":
             found["sampled"] = folder / "sampled"
-            widths = made.space.at(0.5)
-            save_sampled(found["morph"], made.model.at(0.5), widths, found["sampled"])
+            save_sampled(made.model.at(0.5), found["sampled"])
     found["reassembly"] = folder / "reassembly"
     recipe = _reassembled(found["reassembly"])
     return Specimens(found, recipe, _files(), _reports())

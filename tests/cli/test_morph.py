@@ -400,7 +400,7 @@ def _rewrite(artifact, **changes):
             ["--width", "features.0.0=4", "--width", "features.0.0=6"],
             "--width: 'features.0.0' is there twice, with 4 and 6. Keep one of them",
         ),
-        (["--width", "features.0.0=2.5"], "GROUP=N with a whole number was expected"),
+        (["--width", "features.0.0=two"], "GROUP=N with a whole number of channels, or a ratio with a decimal point"),
         (["--width", "features.0.0=0"], "the width of 'features.0.0' must be an integer of at least 1, not 0"),
         (["--width", "features.0.1=3"], "no group of the morph space is called 'features.0.1'. Did you mean 'featur"),
         (["--ratio", "1", "--params", "5"], "give one of --ratio, --params, .*--ratio, --params came"),

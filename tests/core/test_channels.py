@@ -160,8 +160,12 @@ def test_an_order_that_is_none(resnet, order, fault):
     [
         ({"layer1.0.conv1": 0}, "expected a width of at least 1, not 0"),
         ({"layer1.0.conv1": -3}, "expected a width of at least 1, not -3"),
-        ({"layer1.0.conv1": 2.5}, "expected a whole number of channels, not 2.5"),
-        ({"layer1.0.conv1": True}, "expected a whole number of channels, not True"),
+        (
+            {"layer1.0.conv1": 8.5},
+            "expected a whole number of channels, or a ratio as a float above 0 and up to 8, not 8.5",
+        ),
+        ({"layer1.0.conv1": 0.0}, "above 0 and up to 8, not 0.0"),
+        ({"layer1.0.conv1": True}, "expected a whole number of channels, or .*, not True"),
         ({"layer1.0.conv": 4}, "no width group is called 'layer1.0.conv'. Did you mean 'layer1.0.conv1'"),
     ],
 )
@@ -171,6 +175,24 @@ def test_widths_that_are_none(resnet, widths, fault):
         resize(model, groups.accepted, widths)
     with pytest.raises(ChannelError, match=fault):
         set_widths(model, groups.accepted, widths)
+
+
+@pytest.mark.parametrize("widths", [1, 16, True])
+def test_one_number_for_all_groups_is_a_ratio(resnet, widths):
+    model, groups = resnet
+    with pytest.raises(ChannelError, match=rf"one ratio for all groups \(a float: 0.5\) .*, not {widths!r}"):
+        resize(model, groups.accepted, widths)
+
+
+def test_ratios_are_floats_and_widths_integers(resnet):
+    model, groups = resnet
+    name = "layer1.0.conv1"
+    for widths, expected in ({name: 0.5}, 8), ({name: 1}, 1), ({name: 1.0}, 16), ({name: 0.01}, 1), ({name: 2.0}, 32):
+        assert resize(model, groups.accepted, widths).get_submodule(name).out_channels == expected
+    half = resize(model, groups.accepted, 0.5)
+    by_name = resize(model, groups.accepted, {g.name: g.width // 2 for g in groups})
+    assert {k: v.shape for k, v in half.state_dict().items()} == {k: v.shape for k, v in by_name.state_dict().items()}
+    assert {g.width for g in relocate(groups.accepted, 0.5)} == {g.width // 2 for g in groups}
 
 
 def test_a_keep_that_does_not_fit(resnet):

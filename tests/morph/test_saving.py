@@ -29,6 +29,7 @@ from netsmith.morph.sample import Sampling, sample_tensors
 from netsmith.morph.sampled import load_sampled, save_sampled
 from netsmith.morph.saving import artifact_bytes, load_morphed, save_morphed, write_results
 from netsmith.morph.space import MorphSpace
+from netsmith.records.architecture import NOTE
 
 X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -85,7 +86,9 @@ def test_a_sampled_network_is_an_artifact_of_its_own(result, folder, tmp_path):
     widths = result.space.of({"features.0.0": 3})
     with pytest.warns(UserWarning, match=r"unequal ratios \(0.375 to 1\) were never fitted together"):
         network = result.model.at(widths)
-    save_sampled(folder / "artifact", network, widths, tmp_path / "s")
+    save_sampled(network, tmp_path / "s")
+    assert read_manifest(tmp_path / "s")["fitted"] is False
+    assert "such widths were not fitted" in (tmp_path / "s/README.md").read_text()
     assert torch.equal(load_sampled(tmp_path / "s")(X), network(X))
     assert torch.equal(load_source(str(tmp_path / "s")).model(X), network(X))
 
@@ -193,10 +196,11 @@ def test_damaged_artifacts_are_refused(folder, tmp_path):
 
 def test_a_network_given_as_a_module_is_handed_over_again(tmp_path):
     module = tiny().model
+    vars(module).pop(NOTE)  # as one that no source built
     network = load_source(module, name="mine", input_size=(1, 8, 8), num_classes=10)
     made = make_morphable(network, open_data("digits"), training=None, ratios=(0.5,))
     write_results(made, tmp_path)
-    with pytest.raises(ArtifactError, match="was given as a module"):
+    with pytest.raises(ArtifactError, match="which no source string builds again"):
         load_morphed(tmp_path / "artifact")
     loaded = load_morphed(tmp_path / "artifact", base=tiny(seed=5).model)
     with torch.no_grad():

@@ -89,9 +89,10 @@ def test_mistakes_are_named(prepared):
     space = morph_space(prepared.groups, "all")
     with pytest.raises(MorphError, match="above 0"):
         space.at(0.0)
-    with pytest.raises(MorphError, match="must be an integer of at least 1, not 0"):
+    with pytest.raises(MorphError, match="an integer of at least 1, or a ratio as a float above 0 and up to 8, not 0"):
         space.of({name: 0})
-    with pytest.raises(MorphError, match=r"must be an integer of at least 1, not 2\.5"):
-        space.of({name: 2.5})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(MorphError, match=r"a ratio as a float above 0 and up to 8, not 8\.5"):
+        space.of({name: 8.5})
+    assert space.of({name: 0.5})[name] == space.full[name] // 2
     with pytest.raises(MorphError, match="no group of the morph space is called 'nope'"):
         space.of({"nope": 2})

@@ -259,6 +259,19 @@ def test_a_new_classifier_is_saved_and_loaded(classes, tmp_path):
     assert netsmith.load_source(str(tmp_path / "a")).num_classes == classes
 
 
+@torch.no_grad()
+def test_an_assembled_network_of_other_widths_is_saved_and_loaded(tmp_path):
+    net = rebuildable()
+    half = netsmith.resize(net, netsmith.width_groups(net, X).accepted, 0.5)
+    assert isinstance(half, Assembled)
+    half.save_pretrained(tmp_path / "a")
+    again = netsmith.load(tmp_path / "a")
+    assert torch.equal(again(X), half(X))
+    manifest = read_manifest(tmp_path / "a")
+    assert manifest["params"] == count_params(half) < count_params(net)
+    assert [row["source"] for row in manifest["provenance"]] == [source for source, _ in SOURCES.values()]
+
+
 def test_a_non_commercial_source_binds_the_whole(tmp_path):
     net = rebuildable()
     net.recipe = netsmith.Recipe.from_json(

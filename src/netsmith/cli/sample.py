@@ -49,7 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size.add_argument("--macs", metavar="N", help="at most so many multiply-adds for one input, such as 20M")
     size.add_argument("--latency-ms", metavar="MS", help="at most so many milliseconds for one input, measured here")
     size.add_argument(
-        "--width", action="append", default=[], metavar="GROUP=N", help="one group's width; may be given many times"
+        "--width",
+        action="append",
+        default=[],
+        metavar="GROUP=N",
+        help="one group's width in channels, or its ratio (0.5); may be given many times",
     )
     parser.add_argument("--reads", type=positive, default=1, metavar="K", help="mean over K noisy reads (default: 1)")
     parser.add_argument("--noise", type=float, default=0.0, metavar="CELLS", help="coordinate noise of each read")
@@ -119,7 +123,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
             )
         show(made, session)
         return 0
-    save_sampled(folder, network, widths, arguments.out, statistics=statistics, overwrite=arguments.overwrite)
+    save_sampled(network, arguments.out, arguments.overwrite, statistics=statistics)
     session.console.result(f"wrote {arguments.out}")
     return 0
 
@@ -263,8 +267,8 @@ def _finite(option: str, number: int | float, text: str) -> int | float:
     return number
 
 
-def _widths(texts: Sequence[str]) -> dict[str, int]:
-    found: dict[str, int] = {}
+def _widths(texts: Sequence[str]) -> dict[str, int | float]:
+    found: dict[str, int | float] = {}
     for group, width in map(_width, texts):
         if group in found:
             raise UsageError(
@@ -274,10 +278,11 @@ def _widths(texts: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def _width(text: str) -> tuple[str, int]:
+def _width(text: str) -> tuple[str, int | float]:
     group, equals, number = text.rpartition("=")
-    if not equals or not re.fullmatch(r"-?[0-9]{1,18}", number):
+    if not equals or not re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]{1,18})?", number):
         raise UsageError(
-            f"--width: GROUP=N with a whole number was expected, such as layer3.2.conv1=24; '{text:.80}' came"
+            f"--width: GROUP=N with a whole number of channels, or a ratio with a decimal point, was expected, such as "
+            f"layer3.2.conv1=24 or layer3.2.conv1=0.5; '{text:.80}' came"
         )
-    return group, int(number)
+    return group, float(number) if "." in number else int(number)

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import os
 import platform
@@ -40,6 +41,7 @@ from netsmith.core.paths import portable
 from netsmith.core.safetensors_header import check_header
 from netsmith.errors import ArtifactError, OutputError, did_you_mean
 from netsmith.json_text import read_json
+from netsmith.records.architecture import note
 
 __all__ = [
     "SCHEMA",
@@ -131,8 +133,14 @@ def builder(kind: str) -> Callable[[_L], _L]:
     """Decorator that registers the function which builds the network of a manifest of `kind`, with random weights."""
 
     def register(function: _L) -> _L:
-        _builders[kind] = function
-        return function
+        @functools.wraps(function)
+        def building(manifest: Mapping[str, Any], *arguments: Any, **named: Any) -> nn.Module:
+            module = function(manifest, *arguments, **named)
+            note(module, manifest)
+            return module
+
+        _builders[kind] = building
+        return building  # pyright: ignore[reportReturnType]  of the same signature
 
     return register
 
@@ -354,11 +362,13 @@ def verify(folder: Path | str) -> dict[str, Any]:
     return record
 
 
-def load(folder: Path | str, *, run_code: bool = False) -> nn.Module:
+def load(folder: Path | str, *, into: nn.Module | None = None, run_code: bool = False) -> nn.Module:
     """The module held by an artifact folder, in eval mode, on the CPU.
 
     Args:
         folder: the artifact.
+        into: for an artifact that began as a module of your own class: one such module, as it was before anything was
+            folded or resized. It is left as it is.
         run_code: whether it may run the code that it names (sources `py:PATH.py:FUNCTION`) to be built.
 
     Raises:
@@ -370,6 +380,9 @@ def load(folder: Path | str, *, run_code: bool = False) -> nn.Module:
     _bring(kind, _loaders)
     if kind not in _loaders:
         raise ArtifactError(f"{folder} is of kind '{kind}', which cannot be loaded. {did_you_mean(kind, _loaders)}")
+    loading: Callable[..., nn.Module] = _loaders[kind]
+    if into is not None and "base" not in inspect.signature(loading).parameters:
+        raise ArtifactError(f"{folder} is of kind '{kind}', which is not loaded into a module: leave 'into' out.")
     # building a module draws its initial weights: not from the caller's stream
     with torch.random.fork_rng(devices=[]), code_allowed(run_code):
-        return _loaders[kind](Path(folder)).eval()
+        return (loading(Path(folder)) if into is None else loading(Path(folder), base=into)).eval()

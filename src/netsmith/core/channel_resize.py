@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from netsmith import limits
 from netsmith.core.channel_types import Axis, WidthGroup
 from netsmith.errors import ChannelError, did_you_mean
+from netsmith.records.architecture import note_made
 
 
 def channel_index(axis: Axis, width: int, channels: Int64[Tensor, " k"]) -> Int64[Tensor, " m"]:
@@ -85,11 +87,14 @@ def _order_fault(order: Sequence[int], group: WidthGroup) -> str:
 def resize(
     model: nn.Module,
     groups: Sequence[WidthGroup],
-    widths: Mapping[str, int | float],
+    widths: Mapping[str, int | float] | float | int,
     *,
     keep: Mapping[str, Sequence[int]] | None = None,
 ) -> nn.Module:
     """A deep copy of the network whose groups have other widths; groups not named in `widths` keep theirs.
+
+    `widths` is one ratio for all groups, or maps groups to widths: an integer is a number of channels, a float a ratio
+    of the group's own width, rounded, at least one channel. So 1 is one channel, and 1.0 all of them.
 
     A smaller width keeps the first channels, or those that `keep` lists (base indices, in their new order). A larger
     one repeats channels from the first on and divides what the next layer weighs them with by the number of copies, so
@@ -97,10 +102,11 @@ def resize(
     group norm runs over the repeated channels, the function is unchanged only if all of them are repeated equally
     often.
 
-    Raises ChannelError for a group that is not among `groups`, a width that is no positive integer, or a `keep` that
-    does not list as many different channels as the width says.
+    Raises ChannelError for a group that is not among `groups`, what is no width, or a `keep` that does not list as many
+    different channels as the width says.
     """
-    resized = resized_tensors(model, groups, widths, keep=keep)
+    checked = check_widths(groups, widths)
+    resized = resized_tensors(model, groups, checked, keep=keep)
     new = copy.deepcopy(model)
     forget(new)
     tensors, places = named_tensors(new), holders(new)
@@ -110,7 +116,8 @@ def resize(
             tensor = nn.Parameter(tensor.clone(), requires_grad=old.requires_grad)
         for store, key in places[id(old)]:
             store[key] = tensor
-    set_widths(new, groups, widths)
+    set_widths(new, groups, checked)
+    note_made(new, model, groups=[asdict(g) for g in groups], widths=checked)
     return new
 
 
@@ -195,7 +202,7 @@ def holders(model: nn.Module) -> dict[int, list[tuple[dict[str, Any], str]]]:
     return places
 
 
-def set_widths(model: nn.Module, groups: Sequence[WidthGroup], widths: Mapping[str, int | float]) -> None:
+def set_widths(model: nn.Module, groups: Sequence[WidthGroup], widths: Mapping[str, int | float] | float | int) -> None:
     """Write the numbers that follow the widths into the modules, in place, and leave every tensor as it is.
 
     For `torch.func.functional_call` with tensors of other sizes. A group not named in `widths` counts at its own width,
@@ -223,7 +230,7 @@ def _write(module: Any, attribute: str, value: int) -> None:
         setattr(module, name, value)
 
 
-def relocate(groups: Sequence[WidthGroup], widths: Mapping[str, int | float]) -> tuple[WidthGroup, ...]:
+def relocate(groups: Sequence[WidthGroup], widths: Mapping[str, int | float] | float | int) -> tuple[WidthGroup, ...]:
     """The groups as they lie in the network resized to `widths`: their new width, starts and settings."""
     checked = check_widths(groups, widths)
     new = {g.name: checked.get(g.name, g.width) for g in groups}
@@ -250,15 +257,26 @@ def relocate(groups: Sequence[WidthGroup], widths: Mapping[str, int | float]) ->
     return tuple(moved_groups)
 
 
-def check_widths(groups: Sequence[WidthGroup], widths: Mapping[str, int | float]) -> dict[str, int]:
-    """`widths` with every name and number checked; raises ChannelError."""
-    known = {g.name for g in groups}
+def check_widths(groups: Sequence[WidthGroup], widths: Mapping[str, int | float] | float | int) -> dict[str, int]:
+    """Return the width in channels of every group that `widths` speaks of (see `resize`); raises ChannelError."""
+    full = {g.name: g.width for g in groups}
+    if not isinstance(widths, Mapping):
+        if not isinstance(widths, float):
+            raise ChannelError(
+                f"expected one ratio for all groups (a float: 0.5) or widths by group (a mapping), not {widths!r}"
+            )
+        widths = dict.fromkeys(full, widths)
     checked: dict[str, int] = {}
     for name, width in widths.items():
-        if name not in known:
-            raise ChannelError(f"no width group is called '{name}'. {did_you_mean(name, [g.name for g in groups])}")
+        if name not in full:
+            raise ChannelError(f"no width group is called '{name}'. {did_you_mean(name, full)}")
+        if isinstance(width, float) and 0 < width <= limits.RATIO:
+            width = max(1, round(width * full[name]))
         if isinstance(width, bool) or not isinstance(width, int):
-            raise ChannelError(f"{name}: expected a whole number of channels, not {width!r}")
+            raise ChannelError(
+                f"{name}: expected a whole number of channels, or a ratio as a float above 0 and up to {limits.RATIO}, "
+                f"not {width!r}"
+            )
         if width < 1:
             raise ChannelError(f"{name}: expected a width of at least 1, not {width}")
         checked[name] = width

@@ -17,6 +17,7 @@ from netsmith.core.channel_flow import tensors_of, weight_remedy
 from netsmith.core.channel_proof import MISFIT, same, sift
 from netsmith.core.trial import check_arguments, run_whole, trial_batches, untouched
 from netsmith.errors import ChannelError
+from netsmith.records.architecture import note, note_made
 from netsmith.trace.coverage import Coverage
 
 _LAYERS = frozenset(f"{kind}{n}d" for kind in ("conv", "conv_transpose") for n in (1, 2, 3)) | {"linear"}
@@ -55,6 +56,10 @@ def fold_batch_norms(model: nn.Module, example_input: Tensor, *, name: str = "")
     label = name or type(model).__name__
     good, bad = _tried(model, example_input, label)
     folded = _folded(copy.deepcopy(model).eval(), good)
+    if example_input.is_floating_point():
+        note_made(folded, model, folded=True, input_size=list(example_input.shape[1:]))
+    else:
+        note(folded, {})
     if bad:
         named = ", ".join(norm for _, norm in bad)
         warnings.warn(f"{label}: folding {named} changes the output, so it is kept", stacklevel=2)

@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from netsmith.core.cache import digest
 from netsmith.core.libraries import build, class_names, commercial_use, facts
 from netsmith.core.output import sha256_file
 from netsmith.core.preprocess import INTERPOLATIONS, Preprocess, per_channel, remember, remembered
-from netsmith.core.sources import Facts, Source, parse_source
+from netsmith.core.sources import SCHEMES, Facts, Source, parse_source
 from netsmith.core.structure import structure
 from netsmith.core.weights import load_state, load_weights_file, mismatch
 from netsmith.errors import ArtifactError, SourceError
+from netsmith.records.architecture import is_noted, note
 from netsmith.trace.checks import explained, original, unusable
 
 _log = logging.getLogger("netsmith.zoo")
@@ -65,6 +66,24 @@ class Network:
     """Of an artifact: the networks whose weights it was made of."""
     code: str | None = None
     """SHA-256 of the file of a `py:` source."""
+
+    def __post_init__(self) -> None:
+        """Note on the module of a library, or of a file of code, how it is built."""
+        if self.source.partition(":")[0] in SCHEMES and not is_noted(self.model):
+            about = {
+                "kind": "network",
+                "name": self.name,
+                "source": self.source.partition("#")[0],
+                "options": dict(self.options),
+                "num_classes": self.num_classes or None,
+                "task": self.task,
+                "classes": list(self.classes),
+                "preprocess": self.preprocess.to_json(),
+                "provenance": [asdict(self.provenance)],
+                "licence": self.provenance.licence,
+                "commercial": self.provenance.commercial,
+            }
+            note(self.model, about)
 
     def identity(self) -> str:
         """Digest of all that decides what it computes now: what is kept of its results is kept under this.

@@ -15,6 +15,7 @@ from netsmith.core.hub import code_sources, fetch, is_hub_id, upload
 from netsmith.core.output import named_os_errors
 from netsmith.core.paths import as_path
 from netsmith.errors import ArtifactError, NetsmithError
+from netsmith.records.architecture import architecture, is_noted
 
 _P = TypeVar("_P", bound="Pretrained")
 
@@ -23,7 +24,8 @@ def save_pretrained(module: nn.Module, folder: Path | str, *, overwrite: bool = 
     """Write a module as an artifact: as it was loaded, or, where its kind can, anew.
 
     Args:
-        module: loaded from an artifact, or made by Netsmith.
+        module: loaded from an artifact, or made by Netsmith: what `resize`, `fold_batch_norms` and `.at()` give, and
+            what a reassembly gives. One that began as a module of your own class needs `netsmith.load(..., into=...)`.
         folder: where it goes.
         overwrite: replace an artifact that is there already.
 
@@ -35,7 +37,8 @@ def save_pretrained(module: nn.Module, folder: Path | str, *, overwrite: bool = 
     origin = getattr(module, "artifact_folder", None)
     if isinstance(origin, Path) and is_artifact(origin) and _unchanged(module, origin):
         return _copy(origin, folder, overwrite)
-    write = saver_of(str(getattr(module, "artifact_kind", "")))
+    kind = architecture(module)["kind"] if is_noted(module) else ""
+    write = saver_of(kind) or saver_of(str(getattr(module, "artifact_kind", "")))
     if write is not None:
         return write(module, folder, overwrite)
     how = getattr(module, "how_to_save", "Only artifacts can be: load one, or save what made this module.")
@@ -75,6 +78,7 @@ def from_pretrained(
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: Path | str | None = None,
+    into: nn.Module | None = None,
     run_code: bool = False,
 ) -> nn.Module:
     """The module of an artifact, from a folder or from the Hugging Face Hub, in eval mode, on the CPU.
@@ -84,6 +88,7 @@ def from_pretrained(
         revision: of the Hub: a branch, tag or commit.
         token: of the Hub, for what is not public; default: the one of `hf auth login`.
         cache_dir: where downloads are kept; default: the Hub's own cache.
+        into: see `netsmith.load`.
         run_code: whether it may run files of yours (sources `py:PATH.py:FUNCTION`) to be built.
 
     Raises:
@@ -92,7 +97,7 @@ def from_pretrained(
     """
     text = str(folder_or_id)
     if not is_hub_id(text) or as_path(text).exists():
-        return load(as_path(text, ArtifactError), run_code=run_code)
+        return load(as_path(text, ArtifactError), into=into, run_code=run_code)
     folder = fetch(text, revision=revision, token=token, cache_dir=cache_dir)
     code = code_sources(folder)
     if code and not run_code:
@@ -100,7 +105,7 @@ def from_pretrained(
             f"'{text}' of the Hub is built by running code: {', '.join(code)}. If those files are yours and you trust "
             "them, pass run_code=True."
         )
-    return load(folder, run_code=run_code)
+    return load(folder, into=into, run_code=run_code)
 
 
 def push_to_hub(

@@ -9,7 +9,7 @@ from netsmith.core.profile import peak_bytes
 from netsmith.errors import ArtifactError
 
 
-def check_runs(model: nn.Module, input_size: tuple[int, int, int], name: str) -> None:
+def check_runs(model: nn.Module, input_size: tuple[int, ...], name: str) -> None:
     """That a network takes images of a size, and in this machine's memory; nothing is computed.
 
     Raises:

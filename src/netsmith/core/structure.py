@@ -18,10 +18,11 @@ import torchvision
 from torch import Tensor, nn
 
 from netsmith.core.cache import digest
+from netsmith.records.architecture import NOTE
 
 _PLAIN = (bool, int, float, complex, str, bytes, enum.Enum, np.bool_, np.integer, np.floating)
-_BOOKKEEPING = frozenset(vars(nn.Module()))
-"""What every module has: its parts, which are walked through, its hooks, and its mode."""
+_BOOKKEEPING = frozenset({*vars(nn.Module()), NOTE})
+"""What every module has: its parts, which are walked through, its hooks, its mode, and how it is built."""
 
 
 def structure(*values: object) -> str:

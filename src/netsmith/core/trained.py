@@ -149,27 +149,6 @@ def build_network(manifest: Mapping[str, Any]) -> nn.Module:
     return network.model
 
 
-def skeleton(network: Network) -> dict[str, Any]:
-    """A manifest, without weights, from which `artifact.build` makes the network's architecture.
-
-    A network that was given as a module has none: the manifest is then of kind `module`, which nothing builds.
-    """
-    if network.source.startswith("module:"):
-        return {"kind": "module", "source": network.source}
-    parsed = parse_source(network.source)
-    if parsed.scheme == "artifact":
-        found = read_manifest(parsed.name)
-        return {k: v for k, v in found.items() if k not in ("files", "sha256", "versions", "schema", "config")}
-    source, options = architecture(network.source, network.options)
-    return {
-        "kind": KIND,
-        "source": source,
-        "options": options,
-        "num_classes": network.num_classes or None,
-        "preprocess": network.preprocess.to_json(),
-    }
-
-
 def _card(manifest: Mapping[str, Any]) -> str:
     channels, height, width = manifest["preprocess"]["input_size"]
     classes = f"{manifest['num_classes']} classes, " if manifest["num_classes"] else ""

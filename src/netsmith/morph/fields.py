@@ -106,10 +106,23 @@ class MorphFields(Fields):
 
 
 class SampledFields(Fields):
-    """Of the kind `sampled`."""
+    """Of the kind `sampled`: how a network was made of its base, and again of what came of that."""
 
     base: dict[str, Any]
     folded: bool
     groups: list[GroupFields]
     widths: dict[str, Width]
-    preprocess: PreprocessFields
+    preprocess: PreprocessFields | None = None
+    input_size: Annotated[list[Width], Field(min_length=1, max_length=limits.DIMENSIONS)] | None = None
+
+    @model_validator(mode="after")
+    def _foldable(self) -> SampledFields:
+        if self.folded and self.shape is None:
+            raise ValueError("a network whose batch norms are folded needs an input_size")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of one input, where it is known."""
+        size = self.input_size or (self.preprocess.input_size if self.preprocess else None)
+        return None if size is None else tuple(size)

@@ -20,6 +20,7 @@ from netsmith.errors import BudgetError, MorphError
 from netsmith.morph.coordinates import check_affordable
 from netsmith.morph.morphable import Morphable
 from netsmith.morph.sample import EXACT, Sampling, sample_tensors
+from netsmith.records.architecture import architecture, note
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class MorphableModel(Pretrained, nn.Module):
     Args:
         morphable: base network and generator, fitted.
         input_shape: of one input, without the batch.
+        about: name, task, preprocessing and provenance, as a manifest has them: networks of any size are saved with it.
         cache_mb: memory for the weights of networks that have been served.
     """
 
@@ -64,10 +66,18 @@ class MorphableModel(Pretrained, nn.Module):
         "netsmith.push_to_hub(FOLDER, 'you/name') puts it to the Hugging Face Hub."
     )
 
-    def __init__(self, morphable: Morphable, input_shape: tuple[int, ...], *, cache_mb: float | int = 256) -> None:
+    def __init__(
+        self,
+        morphable: Morphable,
+        input_shape: tuple[int, ...],
+        *,
+        about: Mapping[str, Any] | None = None,
+        cache_mb: float | int = 256,
+    ) -> None:
         super().__init__()
         self.morphable = morphable.eval()
         self.input_shape = tuple(input_shape)
+        self.about = dict(about or {})
         self.pretrained_cfg = getattr(morphable.base, "pretrained_cfg", None)
         self.cache_mb = float(cache_mb)
         self._reset()
@@ -100,10 +110,10 @@ class MorphableModel(Pretrained, nn.Module):
 
     def set_size(
         self,
-        size: float | int | Mapping[str, int] | None = None,
+        size: float | int | Mapping[str, int | float] | None = None,
         *,
         ratio: float | int | None = None,
-        widths: Mapping[str, int] | None = None,
+        widths: Mapping[str, int | float] | None = None,
         params: float | int | None = None,
         macs: float | int | None = None,
         latency_ms: float | int | None = None,
@@ -165,10 +175,10 @@ class MorphableModel(Pretrained, nn.Module):
 
     def at(
         self,
-        size: float | int | Mapping[str, int] | None = None,
+        size: float | int | Mapping[str, int | float] | None = None,
         *,
         ratio: float | int | None = None,
-        widths: Mapping[str, int] | None = None,
+        widths: Mapping[str, int | float] | None = None,
         params: float | int | None = None,
         macs: float | int | None = None,
         latency_ms: float | int | None = None,
@@ -193,16 +203,20 @@ class MorphableModel(Pretrained, nn.Module):
             warnings.warn(f"{reason}: expect a loss of accuracy, and measure it", stacklevel=3)
 
     def _read(self, widths: Mapping[str, int], how: Sampling) -> nn.Module:
-        return self.morphable.module(widths, sample_tensors(self.morphable, widths, how))
+        network = self.morphable.module(widths, sample_tensors(self.morphable, widths, how))
+        origin = self.about.get("from", {"name": self.about.get("name", "")})
+        fitted = self.morphable.space.fitted(widths)
+        note(network, {**architecture(network), **self.about, "from": origin, "fitted": fitted})
+        return network
 
     # --- sizes --------------------------------------------------------------------------------------------------------
 
     def widths_for(
         self,
-        size: float | int | Mapping[str, int] | None = None,
+        size: float | int | Mapping[str, int | float] | None = None,
         *,
         ratio: float | int | None = None,
-        widths: Mapping[str, int] | None = None,
+        widths: Mapping[str, int | float] | None = None,
         params: float | int | None = None,
         macs: float | int | None = None,
         latency_ms: float | int | None = None,
@@ -213,7 +227,7 @@ class MorphableModel(Pretrained, nn.Module):
         Args:
             size: a ratio or widths, whichever it is.
             ratio: one ratio for all groups.
-            widths: widths by group; the others stay at full width.
+            widths: widths by group, integers as channels and floats as ratios; the others stay at full width.
             params: at most so many parameters in the whole network; the widest such ratio is taken.
             macs: likewise multiply-adds for one input.
             latency_ms: likewise milliseconds a call, measured on this machine with the threads that torch has, once for

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -246,7 +246,17 @@ def make_morphable(
     if isinstance(made, Grid) and made.repaired:
         with watch.step("repair"):
             repair(morphable, made, network.preprocess(probe_images(data, network.preprocess.input_size, seed)))
-    model = MorphableModel(morphable, network.preprocess.input_size)
+    about = {
+        "name": f"{network.name}_morph",
+        "num_classes": network.num_classes,
+        "task": network.task,
+        "classes": list(data.classes),
+        "preprocess": network.preprocess.to_json(),
+        "provenance": [asdict(network.provenance)],
+        "licence": network.provenance.licence,
+        "commercial": network.provenance.commercial,
+    }
+    model = MorphableModel(morphable, network.preprocess.input_size, about=about)
     with watch.step("evaluation"):
         base = judge.both(lambda part: judge.of(network.model, part))
         points = tuple(judge.at(model, ratio, latency, seed) for ratio in ratios)

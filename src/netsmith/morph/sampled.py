@@ -1,96 +1,60 @@
-"""A network read from a morphable artifact, as an artifact of its own: what `netsmith sample` writes."""
+"""A network whose widths were changed, as an artifact of its own: from a morphable artifact, or by `resize`."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from netsmith.core.artifact import build, loader, read_manifest, read_tensors, save_artifact
-from netsmith.core.channel_check import check_groups
-from netsmith.core.channels import resize
-from netsmith.core.folding import fold_batch_norms
+from netsmith.core.artifact import builder, loader, read_manifest, read_tensors, save_artifact, saver
+from netsmith.core.licences import licence_lines
 from netsmith.core.manifest_fields import check_fields
+from netsmith.core.output import to_json
 from netsmith.core.preprocess import Preprocess, remember
 from netsmith.core.profile import count_macs, count_params
 from netsmith.core.running import check_runs
 from netsmith.core.weights import load_state
-from netsmith.morph.coordinates import check_affordable, slots
+from netsmith.errors import ArtifactError
 from netsmith.morph.fields import SampledFields
+from netsmith.morph.rebuilding import SAMPLED, rebuilt
 from netsmith.morph.recalibrating import has_statistics
-from netsmith.morph.saving import licence_lines
+from netsmith.records.architecture import architecture, note
 
-KIND = "sampled"
+KIND = SAMPLED
 WEIGHTS = "weights.safetensors"
 BASE_STATISTICS = "those of the base network's channels"
-_KEPT = (
-    "base",
-    "folded",
-    "num_classes",
-    "task",
-    "classes",
-    "preprocess",
-    "provenance",
-    "licence",
-    "commercial",
-    "hashes",
-    "config",
-    "seed",
-)
 
 
-def save_sampled(
-    source: Path,
-    network: nn.Module,
-    widths: Mapping[str, int],
-    folder: Path,
-    *,
-    statistics: str | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Write a network that was read from the morphable artifact `source` at `widths`.
+@saver(KIND)
+def save_sampled(network: nn.Module, folder: Path, overwrite: bool = False, *, statistics: str | None = None) -> Path:
+    """Write a network that `MorphableModel.at`, `resize` or `fold_batch_norms` gave, with the weights it has now.
 
     `statistics` names the data on which those of its batch norms were estimated; None where they are of the base's.
-    Raises OutputError.
+
+    Raises:
+        ArtifactError: the network was made in another way.
+        OutputError: the folder exists, or cannot be written.
     """
-    origin = read_manifest(source, "morph")
-    size = tuple(origin["preprocess"]["input_size"])
-    params, macs = count_params(network), count_macs(network, size)
-    manifest: dict[str, Any] = {
-        "name": f"{origin['name']}_{params}",
-        **{key: origin[key] for key in _KEPT if key in origin},
-        "groups": origin["space"]["groups"],
-        "widths": dict(widths),
-        "params": params,
-        "macs": macs,
-        **({"statistics": statistics or BASE_STATISTICS} if has_statistics(network, size) else {}),
-        "from": {"name": origin["name"], "sha256": origin["sha256"]},
-    }
-    rows = [f"| {name} | {width} |" for name, width in widths.items()]
-    card = [
-        f"# {manifest['name']}",
-        "",
-        f"Read from the morphable artifact `{origin['name']}`: {params:,} parameters, {macs:,} MACs an image.",
-        "",
-        "| width group | channels |",
-        "|---|---|",
-        *rows,
-        "",
-        *([f"- statistics of its batch norms: {manifest['statistics']}"] if "statistics" in manifest else []),
-        *licence_lines(origin.get("licence"), origin.get("commercial")),
-        "",
-        'Written by Netsmith. The folder is a source; in Python: `netsmith.load("THIS_FOLDER")`.',
-        "",
-    ]
+    found = json.loads(to_json(architecture(network)))
+    if found["kind"] != KIND:
+        raise ArtifactError(f"This {type(network).__name__} did not come of `resize` or of a morphable artifact.")
+    shape, params = check_fields(found, SampledFields, folder).shape, count_params(network)
+    if shape is not None:
+        found["macs"] = count_macs(network, shape)
+    if "from" in found and shape is not None and has_statistics(network, shape):
+        found["statistics"] = statistics or found.get("statistics", BASE_STATISTICS)
+    name = str(found.get("name") or type(network).__name__.lower()).removesuffix(f"_{params}")
+    manifest = {**found, "name": f"{name}_{params}", "params": params}
+    del manifest["kind"]
     return save_artifact(
         folder,
         kind=KIND,
         tensors={WEIGHTS: network.state_dict()},
         manifest=manifest,
-        card="\n".join(card),
+        card=_card(manifest),
         overwrite=overwrite,
     )
 
@@ -99,23 +63,52 @@ def save_sampled(
 def load_sampled(folder: Path, *, base: nn.Module | None = None) -> nn.Module:
     """The network in an artifact of kind `sampled`, in eval mode.
 
-    `base` is a network of the base's architecture, needed where the base was given as a module and has no source.
+    `base` is a network of the class that it began with, needed where that was given as a module and has no source.
 
     Raises:
         ArtifactError: the manifest lacks what builds the network.
         WeightsError: the weights do not fit what was built.
     """
     manifest = read_manifest(folder, KIND)
-    found = check_fields(manifest, SampledFields, folder)
-    groups, size = tuple(group.group() for group in found.groups), found.preprocess.shape
-    model = base if base is not None else build(found.base)
-    check_runs(model, size, str(folder))
-    if found.folded:
-        model = fold_batch_norms(model, torch.randn(2, *size, generator=torch.Generator().manual_seed(0)))
-    check_groups(model, groups)
-    check_affordable(slots(model.state_dict(), groups), {g.name: g.width for g in groups}, found.widths)
-    plain = resize(model, groups, found.widths)
-    remember(plain, Preprocess.from_json(manifest["preprocess"]), manifest.get("classes", ()))
+    plain = rebuilt(manifest, str(folder), base)
     load_state(plain, read_tensors(folder, WEIGHTS), str(Path(folder) / WEIGHTS))
-    check_runs(plain, size, str(folder))
+    shape = check_fields(manifest, SampledFields, folder).shape
+    if shape is not None:
+        check_runs(plain, shape, str(folder))
+    note(plain, manifest)
+    if "preprocess" in manifest:
+        remember(plain, Preprocess.from_json(manifest["preprocess"]), manifest.get("classes", ()))
     return plain.eval()
+
+
+@builder(KIND)
+def build_sampled(manifest: Mapping[str, Any]) -> nn.Module:
+    """The network of a manifest of kind `sampled`, with random weights; see `load_sampled`."""
+    return rebuilt(manifest, str(manifest.get("name", "a network")))
+
+
+def _card(manifest: Mapping[str, Any]) -> str:
+    origin, base = manifest.get("from"), manifest["base"]
+    while base.get("kind") == KIND:
+        base = base["base"]
+    began = f"the morphable artifact `{origin['name']}`" if origin else f"`{base.get('source', base['kind'])}`"
+    macs = f", {manifest['macs']:,} MACs an input" if "macs" in manifest else ""
+    into = ", into=module" if base["kind"] == "module" else ""
+    lines = [
+        f"# {manifest['name']}",
+        "",
+        f"Made of {began} by changing its widths: {manifest['params']:,} parameters{macs}.",
+        "",
+        "| width group | channels |",
+        "|---|---|",
+        *(f"| {name} | {width} |" for name, width in manifest["widths"].items()),
+        "",
+        *(["- such widths were not fitted: expect a loss of accuracy"] if manifest.get("fitted") is False else []),
+        *([f"- statistics of its batch norms: {manifest['statistics']}"] if "statistics" in manifest else []),
+        *licence_lines(manifest.get("licence"), manifest.get("commercial")),
+        "",
+        f'Written by Netsmith. In Python: `netsmith.load("THIS_FOLDER"{into})`'
+        + (", where `module` is of the class that it began with." if into else "; the folder is a source, too."),
+        "",
+    ]
+    return "\n".join(lines)

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from netsmith.core.artifact import build, library_versions, loader, read_manifest, read_tensors, save_artifact
+from netsmith.core.artifact import library_versions, loader, read_manifest, read_tensors, save_artifact
 from netsmith.core.building import bounded
 from netsmith.core.channel_check import check_groups
 from netsmith.core.folding import fold_batch_norms
+from netsmith.core.licences import licence_lines
 from netsmith.core.manifest_fields import check_fields
 from netsmith.core.network import Network
 from netsmith.core.output import write_json
@@ -23,7 +24,6 @@ from netsmith.core.preprocess import Preprocess, remember
 from netsmith.core.profile import count_macs, count_params, format_count
 from netsmith.core.run_hashes import run_hashes
 from netsmith.core.running import check_runs
-from netsmith.core.trained import skeleton
 from netsmith.core.weights import load_state
 from netsmith.errors import ArtifactError, MorphError, SourceError
 from netsmith.morph.fields import MorphFields
@@ -31,11 +31,15 @@ from netsmith.morph.generator import make_generator
 from netsmith.morph.live import MorphableModel
 from netsmith.morph.morphable import Morphable
 from netsmith.morph.pipeline import Morphed, WidthResult
+from netsmith.morph.rebuilding import rebuilt
 from netsmith.morph.results import Base, Details, Summary, Width
+from netsmith.records.architecture import architecture
 
 KIND = "morph"
 BASE = "base.safetensors"
 GENERATOR = "generator.safetensors"
+_ABOUT = ("name", "num_classes", "task", "classes", "preprocess", "provenance", "licence", "commercial", "hashes")
+_ABOUT += ("config", "seed")
 _TOGETHER = "- fitted at one ratio for all widths: unequal ratios can be read too, and lose accuracy"
 _RECALIBRATED = (
     "- it has batch norms: smaller networks were measured with statistics estimated anew on training images where "
@@ -81,8 +85,8 @@ def save_morphed(
     keeps_base = bool(morphable.generator.anchors())
     base = {k: v for k, v in morphable.base.state_dict().items() if keeps_base or k not in generated}
     manifest = {
-        "name": f"{network.name}_morph",
-        "base": skeleton(network),
+        **result.model.about,
+        "base": architecture(network.model),
         "folded": result.prepared.folded,
         "space": {
             "mode": result.space.mode,
@@ -93,16 +97,9 @@ def save_morphed(
         },
         "orders": {name: list(order) for name, order in result.ordered.orders.items()},
         "generator": {"kind": morphable.generator.kind, "settings": morphable.generator.settings()},
-        "num_classes": network.num_classes,
-        "task": network.task,
-        "classes": list(result.data.classes),
-        "preprocess": network.preprocess.to_json(),
         "data": result.data.name,
         "seed": result.seed,
         **({} if result.augmented is None else {"augmented": result.augmented}),
-        "provenance": [asdict(network.provenance)],
-        "licence": network.provenance.licence,
-        "commercial": network.provenance.commercial,
         "metrics": _by_name(result, "test"),
         "validation": _by_name(result, "validation"),
         "validation_images": len(result.data.validation),
@@ -134,12 +131,7 @@ def load_morphed(folder: Path | str, *, base: nn.Module | None = None) -> Morpha
     manifest = read_manifest(folder, KIND)
     found = check_fields(manifest, MorphFields, folder)
     space, made, input_size = found.space.space(), found.generator, found.preprocess.shape
-    if base is None and found.base.get("kind") == "module":
-        raise ArtifactError(
-            f"The base of {folder} was given as a module ({str(found.base.get('source', ''))[7:]}), which no source "
-            "string builds again. Build it and pass it: netsmith.morph.saving.load_morphed(folder, base=module)."
-        )
-    model = base if base is not None else build(found.base)
+    model = rebuilt(found.base, str(folder), base)
     check_runs(model, input_size, str(folder))
     if found.folded:
         model = fold_batch_norms(model, torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0)))
@@ -154,7 +146,9 @@ def load_morphed(folder: Path | str, *, base: nn.Module | None = None) -> Morpha
         generator.restore({k: v.float() for k, v in read_tensors(folder, GENERATOR).items()})
     except (MorphError, SourceError) as error:
         raise ArtifactError(f"{folder}: {error}") from error
-    whole = MorphableModel(Morphable(model, space, generator), input_size).eval()
+    about = {key: manifest[key] for key in _ABOUT if key in manifest}
+    about["from"] = {"name": about.get("name", ""), "sha256": manifest["sha256"]}
+    whole = MorphableModel(Morphable(model, space, generator), input_size, about=about).eval()
     check_runs(whole.morphable.module(space.low), input_size, f"{folder} at its lowest widths")
     return whole
 
@@ -316,14 +310,6 @@ def _undone(result: Morphed) -> list[str]:
     names = [f"keyframe {name}" if name != "coarse set" else name for name in fit.get("undone", ())]
     names += ["the generator as a whole"] if fit.get("best_epoch") == 0 else []
     return [f"- training did not help and was undone: {', '.join(names)}"] if names else []
-
-
-def licence_lines(licence: str | None, commercial: bool | None) -> list[str]:
-    """What a card says of the licence of the base network's weights."""
-    lines = [f"- licence of the weights it began with: {licence or 'none, or not stated'}"]
-    if commercial is False:
-        lines.append("- **non-commercial**: that licence forbids commercial use, and so this must not be used so")
-    return lines
 
 
 def _card(result: Morphed) -> str:

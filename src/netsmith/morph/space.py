@@ -95,17 +95,21 @@ class MorphSpace:
         return {g.name: max(1, round(ratio * g.width)) for g in self.groups}
 
     def of(self, widths: Mapping[str, int | float]) -> dict[str, int]:
-        """Full widths with those of some groups replaced.
+        """Full widths with those of some groups replaced: an integer is a width, a float a ratio of the full width.
 
-        Raises MorphError for a group that is not in the space (with the nearest names) or a width that is no positive
-        integer.
+        Raises MorphError for a group that is not in the space (with the nearest names), and for what is no width.
         """
         found = self.full
         for name, width in widths.items():
             if name not in found:
                 raise MorphError(f"no group of the morph space is called '{name}'. {did_you_mean(name, found)}")
+            if isinstance(width, float) and 0 < width <= limits.RATIO:
+                width = max(1, round(width * found[name]))
             if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-                raise MorphError(f"the width of '{name}' must be an integer of at least 1, not {width!r}")
+                raise MorphError(
+                    f"the width of '{name}' must be an integer of at least 1, or a ratio as a float above 0 and up to "
+                    f"{limits.RATIO}, not {width!r}"
+                )
             if width > limits.WIDTH:
                 raise MorphError(f"the width of '{name}' must be at most {limits.WIDTH}, not {str(width)[:40]}")
             found[name] = width

@@ -209,6 +209,11 @@ class Assembled(Pretrained, nn.Module):
             self.head = with_classifier(self.head, spec, generator)
         self.recipe = replace(self.recipe, head=spec, num_classes=num_classes)
 
+    def netsmith_manifest(self) -> dict[str, Any]:
+        """Return the manifest, without weights, that builds it again: so that what is made of it can be saved."""
+        about = {**(self.facts or facts_of_recipe(self.recipe)), "preprocess": asdict(self.recipe.input)}
+        return {"kind": self.artifact_kind, **about, "recipe": self.recipe, "num_classes": self.num_classes}
+
     # --- training -----------------------------------------------------------------------------------------------------
 
     def freeze(self, frozen: bool = True) -> None:

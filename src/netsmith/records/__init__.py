@@ -1,0 +1,1 @@
+"""Records: what is written down about a network, for writer and reader."""
