@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 SCHEMA = 1
 
@@ -22,34 +22,32 @@ class _Record(BaseModel):
 
 
 class Base(BaseModel):
-    """The base network: counts of the whole, and the task's metric (`accuracy`, whatever its name) on test."""
+    """The base network: counts of the whole, and the task's metric on test, under its own name."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     name: str
     params: int
     macs: int
-    accuracy: float
 
 
 class Width(BaseModel):
-    """The network at one ratio: counts of the whole, the metric on test, and whether the fitted range has it."""
+    """The network at one ratio: counts of the whole, the metric on test, and whether such widths were fitted."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     ratio: float
     params: int
     macs: int
-    accuracy: float
     fitted: bool
 
 
 class Summary(_Record):
     """`summary.json` of a morphing (schema 1).
 
-    `metric` names what `accuracy` and `floor` hold: `accuracy` in 0..1, `miou` or `elbo`. `floor` is the network
-    without what is generated; `rivals` what else was measured at those sizes; `artifact_bytes` the tensor files of the
-    artifact; `seconds` has one entry a step.
+    `metric` is the name under which base, widths and rivals have what they reach, and what `floor` holds: `accuracy`
+    and `miou` in 0..1, or `elbo`. `floor` is the network without what is generated; `rivals` what else was measured at
+    those sizes; `artifact_bytes` the tensor files of the artifact; `seconds` has one entry a step.
     """
 
     kind: Literal["morph"] = "morph"
@@ -64,8 +62,19 @@ class Summary(_Record):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Summary:
-        """The inverse of `to_dict`; raises pydantic's ValidationError where a field is missing or mistyped."""
-        return cls(**{("schema_" if key == "schema" else key): value for key, value in data.items()})
+        """The inverse of `to_dict`; raises pydantic's ValidationError where a field is missing or mistyped.
+
+        Earlier versions wrote every metric under the name of `accuracy`.
+        """
+        plain = {("schema_" if key == "schema" else key): value for key, value in data.items()}
+        return cls(**renamed(plain, "accuracy", str(plain.get("metric", "accuracy"))))
+
+    @model_validator(mode="after")
+    def _measured(self) -> Summary:
+        for row in (self.base, *self.widths):
+            if not isinstance((row.model_extra or {}).get(self.metric), int | float):
+                raise ValueError(f"base and widths need a number under the name of the metric, '{self.metric}'")
+        return self
 
 
 class Details(_Record):
@@ -87,6 +96,27 @@ class Details(_Record):
     machine: dict[str, Any]
     versions: dict[str, str]
     hashes: dict[str, Any] = {}
+
+
+def renamed(data: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
+    """Return results whose base, widths and rivals have what they reach under `new` instead of `old`."""
+
+    def row(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {(new if key == old and new not in value else key): item for key, item in value.items()}
+
+    def rows(value: Any) -> Any:
+        return [row(item) for item in value] if isinstance(value, list | tuple) else value
+
+    found = dict(data)
+    found |= {key: change(data[key]) for key, change in (("base", row), ("widths", rows)) if key in data}
+    if isinstance(data.get("rivals"), list | tuple):
+        found["rivals"] = [
+            {**rival, "points": rows(rival.get("points"))} if isinstance(rival, Mapping) else rival
+            for rival in data["rivals"]
+        ]
+    return found
 
 
 def ratio_of(name: str) -> float | None:

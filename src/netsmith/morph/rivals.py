@@ -90,7 +90,7 @@ def rivals(
 
     Returns:
         `rivals` of details.json: `name`, `note`, `steps` (of each network that was trained), `seconds` of all training,
-        and `points` with `ratio`, `params`, `macs`, `accuracy` by split (the task's primary metric), and the `steps`
+        and `points` with `ratio`, `params`, `macs`, the task's primary metric by split, and the `steps`
         that were made.
 
     Raises:
@@ -331,7 +331,7 @@ class Bench:
         return {
             "params": count_params(counted),
             "macs": count_macs(counted, result.network.preprocess.input_size),
-            "accuracy": {part: found[result.task.primary] for part, found in metrics.items()},
+            result.task.primary: {part: found[result.task.primary] for part, found in metrics.items()},
         }
 
     def _cost(self, trained: TrainResult, lessons: Splits, training: TrainSettings) -> dict[str, Any]:

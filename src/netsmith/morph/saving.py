@@ -154,30 +154,28 @@ def load_morphed(folder: Path | str, *, base: nn.Module | None = None) -> Morpha
 
 
 def summary_of(result: Morphed, size: int, rivals: list[dict[str, Any]]) -> Summary:
-    """The contract `summary.json`; accuracies are the task's primary metric on test."""
+    """The contract `summary.json`: the task's primary metric, under its own name, on test."""
     primary, network = result.task.primary, result.network
     return Summary(
-        base=Base(
-            name=network.name,
-            params=count_params(network.model),
-            macs=count_macs(network.model, network.preprocess.input_size),
-            accuracy=result.base["test"][primary],
-            **_of_classes(result.base["test"]),
+        base=Base.model_validate(
+            {
+                "name": network.name,
+                "params": count_params(network.model),
+                "macs": count_macs(network.model, network.preprocess.input_size),
+                primary: result.base["test"][primary],
+                **_of_classes(result.base["test"]),
+            }
         ),
         floor=result.floor["test"][primary],
         metric=primary,
         widths=[
-            Width(
-                ratio=p.ratio,
-                params=p.params,
-                macs=p.macs,
-                accuracy=p.metrics["test"][primary],
-                fitted=p.fitted,
-                **_of_classes(p.metrics["test"]),
+            Width.model_validate(
+                {"ratio": p.ratio, "params": p.params, "macs": p.macs, primary: p.metrics["test"][primary]}
+                | {"fitted": p.fitted, **_of_classes(p.metrics["test"])}
             )
             for p in result.points
         ],
-        rivals=[{**r, "points": [{**p, "accuracy": p["accuracy"]["test"]} for p in r["points"]]} for r in rivals],
+        rivals=[{**r, "points": [{**p, primary: p[primary]["test"]} for p in r["points"]]} for r in rivals],
         artifact_bytes=size,
         seconds=result.seconds,
     )
@@ -206,7 +204,7 @@ def details_of(
         return {part: found[primary] for part, found in metrics.items()}
 
     def row(p: WidthResult) -> dict[str, Any]:
-        return {**asdict(p), "accuracy": split(p.metrics)}
+        return {**asdict(p), primary: split(p.metrics)}
 
     ordered = result.ordered
     bounds = [g.bound for g in ordered.groups if g.bound is not None]
@@ -221,7 +219,7 @@ def details_of(
             "params": count_params(network.model),
             "macs": count_macs(network.model, network.preprocess.input_size),
             "bytes": own,
-            "accuracy": split(result.base),
+            primary: split(result.base),
             "metrics": result.base,
         },
         task={"name": result.task.name, "primary": primary, "higher_is_better": result.task.higher_is_better},

@@ -66,7 +66,7 @@ class BaseRecord(Sized):
 
 
 class TaskRecord(Partial):
-    """What is measured, under the name `accuracy` wherever it stands."""
+    """What is measured; the files have it under its own name, `primary`, these records as `accuracy`."""
 
     name: str = "classification"
     primary: str = "accuracy"
@@ -207,8 +207,31 @@ class ArtifactRecord(Partial):
     ratio_to_base: Number = None
 
 
+def _as_accuracy(data: Any, name: object) -> Any:
+    """Put the metric of base, widths and rivals under `accuracy`, where earlier versions wrote every metric."""
+    if not isinstance(data, dict) or not isinstance(name, str) or name == "accuracy":
+        return data
+
+    def row(value: Any) -> Any:
+        return {**value, "accuracy": value[name]} if isinstance(value, dict) and name in value else value
+
+    def rows(value: Any) -> Any:
+        return [row(item) for item in value] if isinstance(value, list) else value
+
+    found = {**data, "base": row(data.get("base")), "widths": rows(data.get("widths"))}
+    if isinstance(data.get("rivals"), list):
+        found["rivals"] = [{**r, "points": rows(r.get("points"))} if isinstance(r, dict) else r for r in data["rivals"]]
+    return {key: value for key, value in found.items() if key in data}
+
+
 class MorphDetails(Partial):
     """`details.json` of a morph: everything that its report is drawn from."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_names(cls, data: Any) -> Any:
+        task = data.get("task") if isinstance(data, dict) else None
+        return _as_accuracy(data, task.get("primary") if isinstance(task, dict) else None)
 
     schema_: int = Field(alias="schema")
     kind: Literal["morph"] = "morph"
@@ -229,6 +252,11 @@ class MorphDetails(Partial):
 
 class MorphSummary(Partial):
     """`summary.json` of a morph."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_names(cls, data: Any) -> Any:
+        return _as_accuracy(data, data.get("metric") if isinstance(data, dict) else None)
 
     kind: Literal["morph"]
     schema_: int = Field(alias="schema")

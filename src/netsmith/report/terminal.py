@@ -25,10 +25,13 @@ def plain_table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
     return table
 
 
-def split_value(row: Row, split: str) -> formats.Real | None:
-    """`accuracy` of `row` on `split`; a bare number is of the test split."""
-    accuracy = row.get("accuracy")
-    return accuracy.get(split) if isinstance(accuracy, Mapping) else (accuracy if split == "test" else None)
+def split_value(row: Row, split: str, name: str = "accuracy") -> formats.Real | None:
+    """The metric `name` of `row` on `split`; a bare number is of the test split.
+
+    Earlier versions wrote every metric under the name of `accuracy`.
+    """
+    value = row.get(name, row.get("accuracy"))
+    return value.get(split) if isinstance(value, Mapping) else (value if split == "test" else None)
 
 
 def _licence(row: Row) -> Text:

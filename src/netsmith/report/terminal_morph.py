@@ -27,8 +27,8 @@ def metric_of(data: Row) -> Metric:
 
 def _heads(metric: Metric, rows: Sequence[Row], base: Row) -> list[tuple[str, str]]:
     """`(split, heading)` of the columns that hold a value; bare numbers (summary.json) need no name of a split."""
-    named = any(isinstance(r.get("accuracy"), Mapping) for r in (base, *rows))
-    found = [s for s in _SPLITS if any(split_value(r, s) is not None for r in (base, *rows))]
+    named = any(isinstance(r.get(metric.name, r.get("accuracy")), Mapping) for r in (base, *rows))
+    found = [s for s in _SPLITS if any(split_value(r, s, metric.name) is not None for r in (base, *rows))]
     return [(s, f"{metric.title}, {s}" if named else metric.title) for s in found]
 
 
@@ -36,7 +36,7 @@ def terminal_widths(data: Row, *, title: str = "") -> Table:
     """The widths of a morph, with the base network and the skip-only floor below them.
 
     `data` is summary.json or details.json of `netsmith morph` as a mapping: `widths` (`ratio`, `params`, `macs`,
-    `accuracy`, `fitted`, `latency_ms`), `base`, `floor`, and `task` or `metric`, which say how the metric is called.
+    the metric, `fitted`, `latency_ms`), `base`, `floor`, and `task` or `metric`, which say how the metric is called.
     """
     widths: Sequence[Row] = data.get("widths") or ()
     base: Row = data.get("base") or {}
@@ -50,7 +50,7 @@ def terminal_widths(data: Row, *, title: str = "") -> Table:
             name,
             formats.count(row.get("params")),
             formats.count(row.get("macs")),
-            *(metric.text(split_value(row, s)) for s, _ in heads),
+            *(metric.text(split_value(row, s, metric.name)) for s, _ in heads),
             *([formats.milliseconds(row.get("latency_ms"))] if latency else []),
         )
 
@@ -62,7 +62,7 @@ def terminal_widths(data: Row, *, title: str = "") -> Table:
     add(Text(f"base: {base['name']}" if base.get("name") else "base"), base)
     floor: Any = data.get("floor")
     if floor is not None:
-        add(Text("skip-only floor"), {"accuracy": floor})
+        add(Text("skip-only floor"), {metric.name: floor})
     return table
 
 
@@ -80,7 +80,7 @@ def terminal_rivals(rivals: Sequence[Row], task: Row | None = None) -> Table:
             formats.decimal(p.get("ratio")),
             formats.count(p.get("params")),
             formats.count(p.get("macs")),
-            *(metric.text(split_value(p, s)) for s, _ in heads),
+            *(metric.text(split_value(p, s, metric.name)) for s, _ in heads),
         )
     return table
 
