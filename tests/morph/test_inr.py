@@ -8,16 +8,20 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from morph_networks import tiny
 from torch import Tensor, nn
 
+from netsmith.core import stopping
 from netsmith.core.channels import Axis, WidthGroup, width_groups
-from netsmith.errors import MorphError
+from netsmith.core.data import open_data
+from netsmith.errors import MorphError, TrainingError
 from netsmith.morph import features, inr
 from netsmith.morph.coordinates import relative
 from netsmith.morph.features import fourier, frequencies, runs
 from netsmith.morph.generator import Noise, make_generator
-from netsmith.morph.inr import INR
+from netsmith.morph.inr import INR, WARM
 from netsmith.morph.morphable import Morphable
+from netsmith.morph.pipeline import make_morphable
 from netsmith.morph.space import morph_space
 
 SMALL = {"layers": 2, "hidden": 32, "frequencies": 4}
@@ -402,3 +406,42 @@ def test_a_tensor_with_three_varying_dimensions_is_refused() -> None:
     groups = [WidthGroup(f"g{a.dim}", 4, "inner", (a,), ()) for a in axes]
     with pytest.raises(MorphError, match=r"'t' \(4, 4, 4\) has 3 dimensions that change with the widths"):
         make_generator("inr", {"t": torch.randn(4, 4, 4)}, groups, SMALL)
+
+
+def test_a_warm_start_that_a_signal_stops_goes_on_and_ends_as_if_it_had_not_been(tmp_path, monkeypatch) -> None:
+    ends = {name: (width // 2, width) for name, width in _inr().base.items()}
+    whole, stopped, resumed = (_inr({"warm_start": 8}) for _ in range(3))
+    whole.begin(_tensors(), ends)
+    asked: list[int] = []
+    monkeypatch.setattr(stopping, "_asked", asked)
+
+    def signalled(what: str, done: float, total: float | None, note: str = "") -> None:
+        if done == 5:
+            asked.append(2)
+
+    with pytest.raises(stopping.Stopped, match="the warm start stopped after step 5 of 8"):
+        stopped.begin(_tensors(), ends, signalled, tmp_path)
+    asked.clear()
+    steps: list[float] = []
+    resumed.begin(_tensors(), ends, lambda what, done, total, note="": steps.append(done), tmp_path)
+    assert steps == [6, 7, 8]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    again = _inr({"warm_start": 8})
+    again.begin(_tensors(), ends, lambda *a, **k: pytest.fail("it is done already"), tmp_path)
+    assert torch.equal(again.state_dict()[name], value)
+    with pytest.raises(TrainingError, match="is of another run"):
+        _inr({"warm_start": 9}).begin(_tensors(), ends, None, tmp_path)
+
+
+def test_a_warm_start_begins_when_the_folder_is_there(tmp_path) -> None:
+    came: list[str] = []
+    settings = {"layers": 1, "hidden": 4, "frequencies": 2, "warm_start": 2}
+    make_morphable(
+        tiny(), open_data("digits"), generator="inr", settings=settings, training=None, ratios=(0.5,),
+        checkpoints=tmp_path / "checkpoints", ready=lambda space: came.append("ready"),
+        progress=lambda what, done, total, note="": came.append(what),
+    )  # fmt: skip
+    assert came[came.index("ready") + 1 :][:2] == ["warm start", "warm start"]
+    assert "warm start" not in came[: came.index("ready")]
+    assert (tmp_path / "checkpoints" / WARM).is_file()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
 import torch
@@ -81,6 +82,7 @@ class Generator(nn.Module):
         tensors: Mapping[str, Tensor],
         ends: Mapping[str, tuple[int, int]],
         progress: Progress | None = None,
+        checkpoints: Path | None = None,
     ) -> None:
         """What is done once, before fitting.
 
@@ -88,6 +90,7 @@ class Generator(nn.Module):
             tensors: the base network's, as this was made with.
             ends: lowest and highest fitted width of every group.
             progress: told how far it is.
+            checkpoints: folder in which long work keeps its state, to go on after an interruption.
         """
 
     def settings(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -162,6 +163,7 @@ class Grid(Generator):
         tensors: Mapping[str, Tensor],
         ends: Mapping[str, tuple[int, int]],
         progress: Progress | None = None,
+        checkpoints: Path | None = None,
     ) -> None:
         """Put the cells of the coarse set in a smooth order: what lies between two that are alike is like both."""
         if self.coarse is None:

@@ -8,9 +8,11 @@ batched product for each layer. The first layer is linear in the features of `o`
 from __future__ import annotations
 
 import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +21,22 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
+from netsmith.core import processes, stopping
+from netsmith.core.cache import digest
 from netsmith.core.channels import Axis, WidthGroup
+from netsmith.core.checkpoint import (
+    another_run,
+    load_optimizer,
+    optimizer_tensors,
+    prefixed,
+    read_state,
+    unprefixed,
+    write_state,
+)
 from netsmith.core.images import derived_seed
 from netsmith.core.measure import Progress
-from netsmith.errors import MorphError, did_you_mean
+from netsmith.core.training_run import SAVE_EVERY
+from netsmith.errors import MorphError, TrainingError, did_you_mean
 from netsmith.limits import amount, memory
 from netsmith.morph.coordinates import along, cells
 from netsmith.morph.features import ROWS, Part, View, fourier, part, runs, view
@@ -30,6 +44,9 @@ from netsmith.morph.generator import Generator, Noise, generator
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """What the products may be computed in; weights come out in float32 from both."""
+
+WARM = "warm-start.safetensors"
+"""The state of a warm start in a folder of checkpoints."""
 
 _COLUMNS = 16
 """Products with fewer columns take longer than with so many, in float32 on a CPU."""
@@ -216,10 +233,11 @@ class INR(Generator):
         tensors: Mapping[str, Tensor],
         ends: Mapping[str, tuple[int, int]],
         progress: Progress | None = None,
+        checkpoints: Path | None = None,
     ) -> None:
         """Start warm, if asked for. See `Generator.begin`."""
         if self._warm_start:
-            self.warm_start(tensors, self._warm_start, ends, progress=progress)
+            self.warm_start(tensors, self._warm_start, ends, progress=progress, checkpoints=checkpoints)
 
     def settings(self) -> dict[str, Any]:
         """All but `warm_start`: its result is in the tensors."""
@@ -286,6 +304,7 @@ class INR(Generator):
         ends: Mapping[str, tuple[int, int]] | None = None,
         lr: float = 1e-3,
         progress: Progress | None = None,
+        checkpoints: Path | None = None,
     ) -> float:
         """Regress on the base network's tensors: `steps` steps of Adam on the relative squared error.
 
@@ -303,15 +322,26 @@ class INR(Generator):
             ends: lowest and highest width of every group; None for the base's alone.
             lr: the first rate.
             progress: told step and error.
+            checkpoints: folder that keeps the state when a signal stops this, every ten minutes, and at the end: a
+                later call goes on from there, and ends as if it had not been stopped.
 
         Returns:
             The error before the last step.
+
+        Raises:
+            Stopped: a signal asked to stop, after a step.
+            TrainingError: the state in `checkpoints` is of another run.
         """
         base = {s.name: tensors[s.name].detach().float().to(self.device) for s in self.slots}
         rng = torch.Generator().manual_seed(derived_seed(self._settings["seed"], 3))
         optimizer = torch.optim.Adam(self.parameters(), lr=lr, foreach=True)
-        error = math.nan
-        for step in range(steps):
+        error, saved = math.nan, time.monotonic()
+        run = digest("warm start", self._settings, steps, lr, dict(ends or {}), base)
+        file = None if checkpoints is None else checkpoints / WARM
+        begin = 0
+        if file is not None and file.is_file():
+            begin, error = self._resumed(file, run, optimizer, rng)
+        for step in range(begin, steps):
             optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
             widths = self.base
             if ends is not None and step % 2:
@@ -325,7 +355,34 @@ class INR(Generator):
             error = float(loss.detach())
             if progress is not None:
                 progress("warm start", step + 1, steps, f"error {error:.3f}")
+            last, stop = step + 1 == steps, stopping.asked()
+            if file is not None and (last or stop or time.monotonic() - saved > SAVE_EVERY):
+                self._keep(file, {"run": run, "step": step + 1, "error": error}, optimizer, rng)
+                saved = time.monotonic()
+            if stop and not last:
+                raise stopping.stop(f"the warm start stopped after step {step + 1} of {steps}")
         return error
+
+    def _keep(
+        self, file: Path, state: Mapping[str, Any], optimizer: torch.optim.Optimizer, rng: torch.Generator
+    ) -> None:
+        """Write the state of the warm start."""
+        if processes.first():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            tensors = prefixed("model", self.state_dict()) | prefixed("optimizer", optimizer_tensors(optimizer))
+            write_state(file, {**tensors, "rng": rng.get_state()}, state)
+
+    def _resumed(
+        self, file: Path, run: str, optimizer: torch.optim.Optimizer, rng: torch.Generator
+    ) -> tuple[int, float]:
+        """Take up the state of a warm start that was stopped; returns the steps that are done, and the error."""
+        tensors, state = read_state(file)
+        if state.get("run") != run:
+            raise TrainingError(another_run(file.parent, {}, {}))
+        self.load_state_dict(unprefixed("model", tensors))
+        load_optimizer(optimizer, unprefixed("optimizer", tensors))
+        rng.set_state(tensors["rng"])
+        return int(state["step"]), float(state["error"])
 
     def _interpolated(self, base: Mapping[str, Tensor], widths: Mapping[str, int]) -> dict[str, Tensor]:
         """The base's tensors read at other widths, entry by entry; what is summed over is not corrected."""

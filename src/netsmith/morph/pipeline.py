@@ -208,8 +208,6 @@ def make_morphable(
         made = make_generator(
             generator, prepared.model.state_dict(), space.groups, _settings(generator, settings, prepared, space, chain)
         )
-        ends = {g.name: (space.low[g.name], space.high[g.name]) for g in space.groups}
-        made.begin(prepared.model.state_dict(), ends, progress)
         if training is not None:
             _check_fitted(made, space)
     morphable = Morphable(prepared.model, space, made, chain)
@@ -222,6 +220,9 @@ def make_morphable(
         check_unmixed(training)
     if ready is not None:
         ready(space)
+    with watch.step("generator"):
+        ends = {g.name: (space.low[g.name], space.high[g.name]) for g in space.groups}
+        made.begin(prepared.model.state_dict(), ends, progress, checkpoints)
     result, courses = None, ()
     if apart is not None and isinstance(made, Grid):
         with watch.step("keyframes"):
