@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from pydantic import ValidationError
 from rich.console import Console
 
 from netsmith.core.data import open_data
 from netsmith.core.network import load_source
+from netsmith.core.tasks import Generation
 from netsmith.morph.pipeline import Morphed, make_morphable
 from netsmith.morph.results import Summary, renamed
 from netsmith.morph.saving import write_results
@@ -28,6 +30,15 @@ def test_the_bound_of_a_generation_is_called_elbo(generated, tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     details = json.loads((tmp_path / "details.json").read_text())
     assert summary["metric"] == "elbo"
+    card = (tmp_path / "artifact/README.md").read_text()
+    error = generated.points[1].metrics["test"]["reconstruction"]
+    assert "elbo is in nats a number of the image; mean squared error of reconstructed images" in card
+    assert f"ratio 0.5 {error:.5f}" in card
+    half = generated.model.at(0.5)
+    drawn = half.decode(torch.randn(3, 2)).sigmoid()  # as the card says
+    assert tuple(drawn.shape) == (3, 1, 8, 8)
+    assert tuple(Generation((1, 8, 8)).images(half(drawn)).shape) == (3, 1, 8, 8)
+    assert details["images"] == {"validation": len(generated.data.validation), "test": len(generated.data.test)}
     for row in (summary["base"], *summary["widths"], details["base"], *details["widths"]):
         assert "accuracy" not in row
         assert "elbo" in row

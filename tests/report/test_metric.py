@@ -39,6 +39,9 @@ def test_a_value_is_written_as_its_metric_wants(metric, value, text, sentence):
 def test_a_difference_is_signed_and_judged(metric, difference, text, judged):
     assert metric.gap(difference) == text
     assert metric.judged(difference) == judged
+    if difference is not None and judged:
+        assert metric.judged(difference, noise=abs(difference)) == ""
+        assert metric.judged(difference, noise=0.9 * abs(difference)) == judged
 
 
 def test_a_ratio_in_words():

@@ -85,6 +85,7 @@ class Details(_Record):
     base: dict[str, Any]
     task: dict[str, Any]
     floor: dict[str, float] | None
+    images: dict[str, int] = {}
     space: dict[str, Any]
     smooth: dict[str, Any] | None
     generator: dict[str, Any]

@@ -224,6 +224,7 @@ def details_of(
         },
         task={"name": result.task.name, "primary": primary, "higher_is_better": result.task.higher_is_better},
         floor=split(result.floor),
+        images={part: len(getattr(result.data, part)) for part in ("validation", "test")},
         space={
             "mode": space.mode,
             "groups": [
@@ -310,6 +311,20 @@ def _undone(result: Morphed) -> list[str]:
     return [f"- training did not help and was undone: {', '.join(names)}"] if names else []
 
 
+def _reconstructions(result: Morphed) -> list[str]:
+    """The error of reconstructed images beside the bound, which is in nats a number of the image; of a generation."""
+    if "reconstruction" not in result.base["test"]:
+        return []
+    rows = [("base", result.base), *((f"ratio {p.ratio:g}", p.metrics) for p in result.points)]
+    found = ", ".join(f"{name} {metrics['test']['reconstruction']:.5f}" for name, metrics in rows)
+    return [
+        f"- {result.task.primary} is in nats a number of the image; mean squared error of reconstructed images, values "
+        f"in 0..1 (test): {found}",
+        "- images: `netsmith.Generation(shape).images(model(x))` reconstructs, `model.at(0.5).decode(codes).sigmoid()` "
+        "draws from codes (n, latent) of a normal distribution",
+    ]
+
+
 def _card(result: Morphed) -> str:
     primary, space = result.task.primary, result.space
     low, high = _fitted(result)
@@ -333,6 +348,7 @@ def _card(result: Morphed) -> str:
         f"- base network: {result.base['test'][primary]:.4f}",
         f"- without what is generated: {result.floor['test'][primary]:.4f}",
         *_undone(result),
+        *_reconstructions(result),
         *([] if space.drawn == "each" or len(space.groups) == 1 else [_TOGETHER]),
         *([_RECALIBRATED] if any(p.recalibrated for p in result.points) else []),
         *licence_lines(result.network.provenance.licence, result.network.provenance.commercial),

@@ -55,9 +55,11 @@ class Metric:
             return "±0"
         return ("+" if difference > 0 else "−") + formats.decimal(abs(difference), 3)
 
-    def judged(self, difference: formats.Real | None) -> str:
-        """``good`` for a difference that is an improvement and shows, ``bad`` for the opposite, else nothing."""
+    def judged(self, difference: formats.Real | None, noise: float = 0.0) -> str:
+        """``good`` for an improvement that shows and is more than the noise, ``bad`` for the opposite, else nothing."""
         if difference is None or not math.isfinite(difference) or self.gap(difference)[0] not in "+−":
+            return ""
+        if abs(difference) <= noise:
             return ""
         return "good" if (difference > 0) == self.higher_is_better else "bad"
 

@@ -202,6 +202,7 @@ def morph_html(results: MorphResults) -> str:
         "morph.html.j2",
         head=morph_verdict(results),
         metric=results.metric,
+        noise=results.noise(split),
         split=split,
         details=details,
         base_accuracy=results.base_accuracy,

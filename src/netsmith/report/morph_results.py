@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -238,6 +239,7 @@ class MorphDetails(Partial):
     base: BaseRecord
     task: TaskRecord = TaskRecord()
     floor: Measured = Measured()
+    images: Measured = Measured()
     space: SpaceRecord = SpaceRecord()
     smooth: SmoothRecord | None = None
     generator: GeneratorRecord = GeneratorRecord()
@@ -297,6 +299,13 @@ class MorphResults:
         """What the base network reaches: of details.json, or else of summary.json."""
         given = self.details.base.accuracy
         return self.summary.base.accuracy if given.test is None and given.validation is None else given
+
+    def noise(self, split: str) -> float:
+        """One standard error of the base's metric on `split`; 0 where it is no share or the images were not counted."""
+        share, images = self.base_accuracy.on(split), self.details.images.on(split)
+        if not self.metric.fraction or share is None or not images:
+            return 0.0
+        return math.sqrt(max(0.0, share * (1 - share)) / images)
 
     @property
     def floor(self) -> Measured:
