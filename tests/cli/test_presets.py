@@ -100,6 +100,11 @@ def test_every_preset_parses(name, tmp_path):
         assert config.budget.params is not None
 
 
+@pytest.mark.parametrize("name", presets.names())
+def test_no_preset_asks_for_a_precision_that_a_processor_may_not_have(name):
+    assert "precision" not in presets.read(name)
+
+
 @pytest.mark.parametrize(("params", "macs"), [(10, 3), (20, 5), (30, 6), (50, 10), (90, 20)])
 def test_the_papers_budgets(params, macs):
     config = load_reassemble_config(presets.path(f"dery_{params}m"))

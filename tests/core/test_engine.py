@@ -392,7 +392,7 @@ def test_accelerates_global_state_does_not_leak():
 @pytest.mark.parametrize(
     ("changes", "device", "message"),
     [
-        ({"precision": "fp16"}, None, "precision 'fp16' needs a GPU: precision: bf16 works on CPUs"),
+        ({"precision": "fp16"}, None, "precision 'fp16' needs a GPU: precision: auto works everywhere"),
         ({}, "cuda", "PyTorch sees no CUDA device: use --device cpu"),
     ],
 )

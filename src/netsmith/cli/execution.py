@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from netsmith.config import ReassembleConfig
 from netsmith.core import processes
@@ -169,11 +168,4 @@ def fit_spec(config: ReassembleConfig) -> FitSpec:
 
 def tuning(config: ReassembleConfig) -> TrainSettings | None:
     """The fine-tuning of a config, with the config's own seed and precision where the section leaves them open."""
-    if config.finetune is None:
-        return None
-    own: dict[str, Any] = {"seed": config.seed}
-    if config.precision != "no":
-        own["precision"] = config.precision
-    return config.finetune.model_copy(
-        update={key: value for key, value in own.items() if key not in config.finetune.model_fields_set}
-    )
+    return None if config.finetune is None else config.filled(config.finetune, "seed", "precision")

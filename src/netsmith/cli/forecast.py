@@ -9,6 +9,7 @@ from typing import Any
 
 from netsmith import limits
 from netsmith.config import DataSection, MorphConfig, ReassembleConfig
+from netsmith.config.sections import Machine
 from netsmith.core.engine import Progress, TrainSettings
 from netsmith.core.estimates import (
     Rate,
@@ -39,7 +40,7 @@ _BEGINS = "estimate"
 def forecast_reassembly(config: ReassembleConfig, device: str, progress: Progress | None = None) -> list[str]:
     """Time by step, memory and disk of a reassembly, one text a line; says what could not be known."""
     sketches = _sketches(config.zoo, progress)
-    rate = measured(config.zoo, sketches, device, **_manner(config.finetune, config.precision))
+    rate = measured(config.zoo, sketches, device, **_manner(config, config.finetune))
     counts = _counts(config.data)
     if rate is None or counts is None:
         return [_unknown(rate, config.data.source)]
@@ -70,7 +71,7 @@ def forecast_reassembly(config: ReassembleConfig, device: str, progress: Progres
 def forecast_morph(config: MorphConfig, device: str, progress: Progress | None = None) -> list[str]:
     """Time by step, memory and disk of a morphing, one text a line; says what could not be known."""
     sketches = _sketches([config.network], progress)
-    rate = measured([config.network], sketches, device, **_manner(config.training, config.precision))
+    rate = measured([config.network], sketches, device, **_manner(config, config.training))
     counts = _counts(config.data)
     if rate is None or counts is None:
         return [_unknown(rate, config.data.source)]
@@ -110,10 +111,10 @@ def _expected(counts: Sequence[int], bound: Bound | None) -> float:
     return min(float(bound.max), float(max(counts)))
 
 
-def _manner(tune: TrainSettings | None, precision: str) -> dict[str, Any]:
+def _manner(config: Machine, tune: TrainSettings | None) -> dict[str, Any]:
     if tune is None:
         return {}
-    return {"precision": precision if tune.precision == "no" else tune.precision, "channels_last": tune.channels_last}
+    return {"precision": config.filled(tune, "precision").precision, "channels_last": tune.channels_last}
 
 
 def _read(config: MorphConfig, network: Sketch, device: str) -> float:

@@ -171,13 +171,7 @@ def base_network(config: MorphConfig, splits: Splits) -> Network:
 
 def training(config: MorphConfig) -> TrainSettings | None:
     """The optimisation of a config, with the config's own seed and precision where the section leaves them open."""
-    if config.training is None:
-        return None
-    own: dict[str, Any] = {"seed": config.seed}
-    if config.precision != "no":
-        own["precision"] = config.precision
-    left = {key: value for key, value in own.items() if key not in config.training.model_fields_set}
-    return config.training.model_copy(update=left)
+    return None if config.training is None else config.filled(config.training, "seed", "precision")
 
 
 def plan(config: MorphConfig, *, device: str = "cpu", progress: Progress | None = None) -> list[str]:

@@ -90,13 +90,10 @@ def train_network(config: TrainConfig, folder: Path, *, progress: Progress | Non
     splits = open_data(
         data.source, seed=data.seed, validation_fraction=data.validation_fraction, size=data.size, ignore=data.ignore
     )
-    settings = config.training
-    if config.precision != "no":
-        settings = settings.model_copy(update={"precision": config.precision})
     return train_entry(
         config.network,
         splits,
-        settings,
+        config.filled(config.training, "precision"),
         folder,
         task=config.task,
         pretrained=config.pretrained,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -12,7 +12,9 @@ from netsmith import limits
 from netsmith.core.data import DATA_SOURCES
 from netsmith.core.device_names import is_device_name
 from netsmith.core.paths import as_path
+from netsmith.core.settings import TrainSettings
 from netsmith.errors import DataError, did_you_mean
+from netsmith.training.precision import DESCRIPTION, Precision
 
 Side = Annotated[int, Field(ge=4, le=limits.SIDE)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -88,7 +90,7 @@ class Machine(Section):
 
     seed: int = Field(default=0, ge=0, le=limits.INTEGER)
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
-    precision: Literal["no", "bf16", "fp16"] = Field(default="no", description="mixed precision; fp16 needs a GPU")
+    precision: Precision = Field(default="auto", description=DESCRIPTION)
 
     @field_validator("device")
     @classmethod
@@ -96,3 +98,8 @@ class Machine(Section):
         if not is_device_name(value):
             raise ValueError(f"expected auto, cpu, cuda, cuda:N or mps, got '{value:.80}'")
         return value
+
+    def filled(self, settings: TrainSettings, *names: str) -> TrainSettings:
+        """Return settings of a training with the config's own values of these names where they leave them open."""
+        own = {name: getattr(self, name) for name in names if name not in settings.model_fields_set}
+        return settings.model_copy(update=own)

@@ -16,6 +16,7 @@ from netsmith.core.cache import independent
 from netsmith.core.changes import changes
 from netsmith.core.output import write_bytes
 from netsmith.errors import TrainingError
+from netsmith.training.precision import Precision
 
 LAST = "last.safetensors"
 """Model, average and optimizer after the last complete epoch, or within one: what a run resumes from."""
@@ -46,6 +47,11 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"'{path}' is no checkpoint of a training run, or a damaged one ({error}). "
             f"Delete it to start again; in Python, resume=False does so over it"
         ) from error
+
+
+def begun_in(folder: Path) -> Precision | None:
+    """Return the precision of the run whose checkpoint is in a folder, so that it goes on in it; None without one."""
+    return read_state(folder / LAST)[1].get("precision") if (folder / LAST).exists() else None
 
 
 def facts(

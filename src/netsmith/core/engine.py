@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from netsmith.core import checkpoint as files
 from netsmith.core.images import ImageSet, Splits
 from netsmith.core.measure import Entry, Progress, measure, try_out
 from netsmith.core.objective import Objective, Step, Supervised
 from netsmith.core.preprocess import Preprocessing, chosen
-from netsmith.core.session import chosen_parameters, kept_modes, own_randomness, placed, session
+from netsmith.core.profile import images_at_once
+from netsmith.core.session import chosen_parameters, kept_modes, own_randomness, placed, session, settled
 from netsmith.core.settings import TrainSettings, lr_factor
 from netsmith.core.synced_norms import synced_norms
 from netsmith.core.tasks import Task
@@ -21,6 +23,7 @@ from netsmith.core.training_run import TrainingRun, TrainResult
 from netsmith.errors import TrainingError
 from netsmith.networks.classes import by_name
 from netsmith.trace.checks import original, unusable
+from netsmith.training.precision import Precision
 
 __all__ = ["Objective", "Progress", "Step", "TrainResult", "TrainSettings", "evaluate", "lr_factor", "train"]
 
@@ -33,8 +36,8 @@ def evaluate(
     preprocess: Preprocessing | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    batch_size: int = 256,
-    precision: str = "no",
+    batch_size: int | None = None,
+    precision: Precision = "no",
     device: str | torch.device | None = None,
     progress: Progress | None = None,
     alone: bool = False,
@@ -44,6 +47,7 @@ def evaluate(
     Where the network tells names of its classes, the data's are matched with them by name. Under torchrun every process
     must call it; each takes its share and all get the same result. With `alone` this
     process measures the whole set, and others need not. The model comes back in its mode and on its device.
+    `batch_size` is by default what suits the network and the device; `precision` "auto" is bf16 where that is faster.
 
     Args:
         preprocess: from images in [0, 1] to what the network takes.
@@ -65,8 +69,11 @@ def evaluate(
         stack.enter_context(kept_modes(model))
         stack.enter_context(placed(model, current.device, channels_last=False))
         model.eval()
-        try_out(model, image_set, task, preprocess, current)
-        return measure(model, image_set, task, preprocess, batch_size, current, progress=progress)
+        inputs = try_out(model, image_set, task, preprocess, current)
+        size = batch_size or images_at_once(model, inputs)
+        with torch.no_grad():
+            current = stack.enter_context(settled(current, precision, model, inputs, size))
+        return measure(model, image_set, task, preprocess, size, current, progress=progress)
 
 
 def train(
@@ -121,17 +128,20 @@ def train(
     train_set, validation_set = (by_name(model, part, task.num_classes) for part in (train_set, validation_set))
     preprocess = chosen(model, train_set.shape, preprocess, mean, std)
     with ExitStack() as stack:
-        current = stack.enter_context(session(settings.precision, device))
+        begun = files.begun_in(checkpoint_dir) if resume and checkpoint_dir is not None else None
+        current = stack.enter_context(session(begun or settings.precision, device))
         stack.enter_context(own_randomness(current.device))
         stack.enter_context(kept_modes(model))
         stack.enter_context(chosen_parameters(model, trainable))
         stack.enter_context(placed(model, current.device, settings.channels_last))
         model.eval()
-        for image_set in (train_set, validation_set):
-            try_out(model, image_set, task, preprocess, current)
+        inputs = [try_out(model, images, task, preprocess, current) for images in (train_set, validation_set)][-1]
+        if begun is None:
+            current = stack.enter_context(settled(current, settings.precision, model, inputs, settings.batch_size))
         run = TrainingRun(
-            model, train_set, validation_set, task, settings, preprocess, current, checkpoint_dir, progress
-        )
+            model, train_set, validation_set, task, settings, preprocess, current, checkpoint_dir, progress,
+            images_at_once(model, inputs),
+        )  # fmt: skip
         run.aim(objective or Supervised(task, settings.label_smoothing), views, first_view)
         if resume:
             run.resume()

@@ -16,6 +16,7 @@ from netsmith.core.processes import own_device
 from netsmith.core.profile import count_macs, count_params
 from netsmith.core.zoo import ZooEntry
 from netsmith.errors import NetsmithError
+from netsmith.training.precision import automatic
 
 _ENOUGH = 0.3  # seconds that a measurement lasts at least
 _LARGEST = 1e9  # MACs of a network that is chosen to be measured, where there is such a one
@@ -109,7 +110,10 @@ def measured(
     x = torch.rand(batch, *chosen.input_shape, device=where)
     if channels_last:
         model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)  # pyright: ignore
-    mixed = torch.autocast(where.type, torch.bfloat16, enabled=precision != "no")
+    half = precision != "no"
+    if precision == "auto":
+        half = automatic(model, x, batch) == "bf16"
+    mixed = torch.autocast(where.type, torch.bfloat16, enabled=half)
     saved = [0]
 
     def answer() -> None:

@@ -42,8 +42,12 @@ def prepare(images: Tensor, preprocess: Preprocessing | None, channels_last: boo
 @torch.no_grad()
 def try_out(
     model: nn.Module, image_set: ImageSet, task: Task, preprocess: Preprocessing | None, current: Session
-) -> None:
-    """Two images through the network, so that what does not fit is said before anything is spent or written."""
+) -> Tensor:
+    """Run two images through the network, so that what does not fit is said before anything is spent or written.
+
+    Returns:
+        The two, as the network takes them.
+    """
     if not len(image_set):
         raise TrainingError("the data set holds no image")
     images = image_set.images([0, len(image_set) - 1]).to(current.device)
@@ -53,6 +57,7 @@ def try_out(
     with explained(model, given, what, remedy, TrainingError):
         outputs = model(given)
     task.check(image_set.classes, outputs, task.targets_of(images, image_set.targets([0, len(image_set) - 1])))
+    return given
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 
-from netsmith.core.processes import agree, world
+from netsmith.core.processes import agree, any_of_us, world
 from netsmith.errors import TrainingError
+from netsmith.training.precision import Precision, automatic, relative_time
+
+_log = logging.getLogger("netsmith.train")
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,45 @@ class Session:
 
 
 @contextmanager
+def settled(
+    current: Session, precision: Precision, model: nn.Module, inputs: torch.Tensor, batch_size: int
+) -> Iterator[Session]:
+    """Give the session in the precision that was asked for; the processes decide on `auto` together.
+
+    A precision that was asked for by name and is slower than float32 is used, with a warning. The model is in
+    evaluation mode, and has no gradients afterwards.
+    """
+    if precision == "auto":
+        slow = automatic(model, inputs, batch_size) == "no"
+        if slow if current.alone else any_of_us(slow, current.device):
+            yield current
+            return
+        with session("bf16", current.device, alone=current.alone) as found:
+            yield found
+        return
+    if precision != "no" and current.main:
+        relative = relative_time(model, inputs, precision)
+        model.zero_grad()
+        if relative > 1:
+            _log.warning(
+                "precision %s takes %.1f times as long as float32 on %s; precision: auto takes the faster of the two",
+                precision, relative, current.device,
+            )  # fmt: skip
+    yield current
+
+
+@contextmanager
 def session(precision: str, device: str | torch.device | None = None, *, alone: bool = False) -> Iterator[Session]:
     """An accelerate session of its own, on `device` or the best there is; accelerate's global state is put back.
 
     With `alone` it is that of this process, and never waits for those that were launched with it.
 
+    `auto` is float32 until it is decided (`settled`).
+
     Raises:
         TrainingError: the device does not exist or cannot do that precision, or the launched processes did not join.
     """
+    precision = "no" if precision == "auto" else precision
     shared = (AcceleratorState._shared_state, PartialState._shared_state, GradientState._shared_state)
     kept = [dict(state) for state in shared]
     for state in shared:
@@ -82,10 +117,10 @@ def session(precision: str, device: str | torch.device | None = None, *, alone: 
         except (ValueError, RuntimeError) as error:
             raise TrainingError(
                 f"training with precision '{precision}' cannot start on {device or 'this machine'} ({error}). "
-                f"precision: no works everywhere, bf16 on CPUs and newer GPUs"
+                f"precision: auto works everywhere"
             ) from error
         if precision == "fp16" and accelerator.device.type == "cpu":
-            raise TrainingError("precision 'fp16' needs a GPU: precision: bf16 works on CPUs, precision: no everywhere")
+            raise TrainingError("precision 'fp16' needs a GPU: precision: auto works everywhere")
         launched = world()
         if accelerator.num_processes != launched:
             raise TrainingError(

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from netsmith import limits
+from netsmith.training.precision import DESCRIPTION, Precision
 
 
 class TrainSettings(BaseModel):
@@ -40,14 +41,12 @@ class TrainSettings(BaseModel):
         default=None, gt=0, lt=1, description="decay of the moving average of the weights, e.g. 0.999"
     )
     clip_grad: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
-    precision: Literal["no", "bf16", "fp16"] = Field(default="no", description="mixed precision; fp16 needs a GPU")
+    precision: Precision = Field(default="auto", description=DESCRIPTION)
     accumulate: int = Field(
         default=1, ge=1, le=limits.COUNT, description="batches whose gradients are added up before a step"
     )
     seed: int = Field(default=0, ge=0, le=limits.INTEGER)
-    channels_last: bool = Field(
-        default=False, description="memory format; with bf16 about twice as fast for CNNs on a CPU"
-    )
+    channels_last: bool = Field(default=False, description="memory format; may be faster for CNNs")
     frozen_statistics: bool = Field(
         default=True, description="parts without a trainable parameter stay in evaluation mode"
     )

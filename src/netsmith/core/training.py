@@ -116,6 +116,7 @@ def train_entry(
         "metrics": metrics,
         "accuracy": {part: found.get("accuracy") for part, found in metrics.items()},
         "epochs": settings.epochs,
+        "precision": result.precision,
         "best_epoch": result.best_epoch,
         "seconds": {"training": result.seconds},
         "images_per_second": result.images_per_second,

@@ -48,6 +48,7 @@ class TrainResult:
         images_per_second: while training, validation left out, over all processes; 0 when nothing was left to do.
         resumed_from: epochs taken from a checkpoint.
         processes: that took part.
+        precision: in which it computed: `no`, `bf16` or `fp16`; where it was `auto`, what was chosen.
     """
 
     history: list[Entry]
@@ -57,6 +58,7 @@ class TrainResult:
     images_per_second: float
     resumed_from: int = 0
     processes: int = 1
+    precision: str = "no"
 
 
 @dataclass
@@ -90,10 +92,11 @@ class TrainingRun:
         current: Session,
         folder: Path | None,
         progress: Progress | None,
+        at_once: int,
     ) -> None:
         self.model, self.task, self.settings, self.current = model, task, settings, current
         self.train_set, self.validation_set = train_set, validation_set
-        self.preprocess, self.folder = preprocess, folder
+        self.preprocess, self.folder, self.at_once = preprocess, folder, at_once
         self.progress = progress if current.main else None
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
@@ -171,6 +174,7 @@ class TrainingRun:
             speed,
             self.resumed_from,
             self.current.world,
+            self.current.accelerator.mixed_precision,
         )
 
     def _epoch(self) -> Entry:
@@ -201,7 +205,7 @@ class TrainingRun:
 
     def _measured(self, model: nn.Module) -> dict[str, float]:
         return measure(
-            model, self.validation_set, self.task, self.preprocess, 2 * self.settings.batch_size, self.current,
+            model, self.validation_set, self.task, self.preprocess, self.at_once, self.current,
             channels_last=self.settings.channels_last,
         )  # fmt: skip
 
@@ -344,6 +348,7 @@ class TrainingRun:
             state: dict[str, Any] = {
                 "key": self.key,
                 "facts": self.facts,
+                "precision": self.current.accelerator.mixed_precision,
                 "scaler": scaler.state_dict() if scaler else None,
             }
             files.write_state(self.folder / files.LAST, tensors, state | vars(self.done) | {"sums": sums})
@@ -357,6 +362,7 @@ class TrainingRun:
         known = state.pop("facts", {})
         keys = {state.pop("key", None)}
         scaler_state = state.pop("scaler", None)
+        state.pop("precision", None)
         best = self.best
         if state["epoch"]:
             best, about = files.read_state(self.folder / files.BEST)

@@ -59,6 +59,7 @@ class Summary(_Record):
     rivals: list[dict[str, Any]] = []
     artifact_bytes: int
     seconds: dict[str, float]
+    precision: str | None = None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Summary:

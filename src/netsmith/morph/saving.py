@@ -156,6 +156,7 @@ def load_morphed(folder: Path | str, *, base: nn.Module | None = None) -> Morpha
 def summary_of(result: Morphed, size: int, rivals: list[dict[str, Any]]) -> Summary:
     """The contract `summary.json`: the task's primary metric, under its own name, on test."""
     primary, network = result.task.primary, result.network
+    courses = [course for _, course in result.keyframes] + ([] if result.training is None else [result.training])
     return Summary(
         base=Base.model_validate(
             {
@@ -178,6 +179,7 @@ def summary_of(result: Morphed, size: int, rivals: list[dict[str, Any]]) -> Summ
         rivals=[{**r, "points": [{**p, primary: p[primary]["test"]} for p in r["points"]]} for r in rivals],
         artifact_bytes=size,
         seconds=result.seconds,
+        precision=", ".join(dict.fromkeys(course.precision for course in courses)) or None,
     )
 
 

@@ -44,7 +44,8 @@ class Summary(_Record):
     """`summary.json` of a reassembly (schema 1).
 
     `params` and `macs` count the whole assembled network, adapters and head included; `seconds` has one entry a step.
-    `licence` joins those of the networks that it is made of; `commercial` is False where one forbids commercial use.
+    `precision` is the fine-tuning's (`no` is float32), None without. `licence` joins those of the networks that it is
+    made of; `commercial` is False where one forbids commercial use.
     """
 
     kind: Literal["reassembly"] = "reassembly"
@@ -58,6 +59,7 @@ class Summary(_Record):
     seconds: dict[str, float]
     licence: str | None = None
     commercial: bool | None = None
+    precision: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; the field `schema_` is called `schema` there."""

@@ -134,6 +134,7 @@ def summary_of(result: Reassembled) -> Summary:
         seconds=result.seconds,
         licence=result.module.facts["licence"],
         commercial=result.module.facts["commercial"],
+        precision=None if result.training is None else result.training.precision,
     )
 
 
