@@ -79,8 +79,10 @@ def test_defaults_are_auto_and_a_config_fills_what_a_section_leaves_open():
     for training, wanted in (({}, "no"), ({"precision": "bf16"}, "bf16")):
         text = {"network": "netsmith:lenet", "data": "digits", "training": training, "precision": "no", "seed": 5}
         for config in (load_train_config(text), load_morph_config(text)):
+            assert config.training is not None
             assert config.filled(config.training, "precision").precision == wanted
         tuned = load_reassemble_config({"zoo": zoo, "data": "digits", "finetune": training, "precision": "no"})
+        assert tuned.finetune is not None
         assert tuned.filled(tuned.finetune, "seed", "precision").precision == wanted
 
 

@@ -110,11 +110,16 @@ def compare_answers(
 ) -> Agreement | str:
     """How alike the networks' answers are, or why that cannot be said."""
     from netsmith.networks.classes import same_classes
+    from netsmith.core.profile import in_parts
     from netsmith.reassembly.agreement import agreement
 
     def answering(network: Network) -> Callable[[Tensor], Tensor]:
         model = network.model.to(device).eval()
-        return lambda batch: model(network.preprocess(batch.to(device)))
+
+        def answer(batch: Tensor) -> Tensor:
+            return in_parts(model, network.preprocess(batch.to(device)))
+
+        return answer
 
     if a.task != b.task:
         return f"one is for {a.task}, the other for {b.task}"

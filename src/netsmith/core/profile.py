@@ -227,18 +227,22 @@ _AT_ONCE = 256  # more gain nothing on a CPU; on a GPU they fill it
 
 
 @torch.no_grad()
-def images_at_once(module: nn.Module, inputs: Tensor, run: Callable[[Tensor], object] | None = None) -> int:
+def images_at_once(module: nn.Module, inputs: Tensor) -> int:
     """Return how many inputs a forward pass should take: as many as keep a layer's input and output in 16 MB on a CPU.
 
     Args:
         module: in evaluation mode; one of `inputs` is run through it.
         inputs: a batch, as the network takes it, on its device.
-        run: what runs the module, where that is not a plain call.
     """
     if inputs.device.type != "cpu":
         return _AT_ONCE
-    peak = _peak(module, lambda: (run or module)(inputs[:1]))
+    peak = _peak(module, lambda: module(inputs[:1]))
     return max(1, min(_AT_ONCE, _LAYER_BYTES // max(1, peak)))
+
+
+def in_parts(piece: nn.Module, x: Tensor) -> Tensor:
+    """Run a piece of a network on a batch, as many of it at once as is fast (`images_at_once`)."""
+    return torch.cat([piece(part) for part in x.split(images_at_once(piece, x))])
 
 
 def _peak(module: nn.Module, run: Callable[[], object]) -> int:

@@ -13,6 +13,7 @@ from netsmith.core.channels import Axis, WidthGroup
 from netsmith.core.data import Splits
 from netsmith.core.images import batches
 from netsmith.core.network import Network
+from netsmith.core.profile import images_at_once
 
 _BATCH = 64
 
@@ -63,9 +64,11 @@ def channel_importance(
 
 
 def ranking_images(data: Splits, network: Network, images: int, seed: int) -> Iterator[Tensor]:
-    """Training images by which channels are ranked, preprocessed, in batches of 64; the same for the same seed."""
+    """Training images by which channels are ranked, preprocessed, at most 64 at once; the same for the same seed."""
     found = batches(data.train, _BATCH, shuffle=True, seed=seed)
-    return (network.preprocess(batch) for batch, _ in islice(found, max(1, images // _BATCH)))
+    for batch, _ in islice(found, max(1, images // _BATCH)):
+        inputs = network.preprocess(batch)
+        yield from inputs.split(images_at_once(network.model, inputs))
 
 
 def _accumulator(name: str, squares: dict[str, Tensor], counts: dict[str, int]):

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from netsmith.core.graph import Chain
+from netsmith.core.profile import images_at_once
 from netsmith.errors import DataError, NetsmithError, did_you_mean
 from netsmith.reassembly.representation import (
     check_finite,
@@ -217,13 +218,15 @@ def _accumulate(
 
 def _places(chain: Chain, batch: Tensor, cuts: set[int], grid: int, first: int) -> dict[int, Tensor]:
     """The wanted cuts of one network on the raster, each `(b, places, channels)`."""
-    found = {}
+    found: dict[int, list[Tensor]] = {cut: [] for cut in cuts}
     with evaluating(chain):
-        for cut, x in walk(chain, batch.to(device_of(chain)), max(cuts)):
-            if cut in cuts:
-                found[cut] = on_grid(x, chain.cuts[cut].layout, grid)
-                check_finite(found[cut], chain, cut, first)
-    return found
+        inputs = batch.to(device_of(chain))
+        for part in inputs.split(images_at_once(chain.model, inputs)):
+            for cut, x in walk(chain, part, max(cuts)):
+                if cut in cuts:
+                    found[cut].append(on_grid(x, chain.cuts[cut].layout, grid))
+                    check_finite(found[cut][-1], chain, cut, first)
+    return {cut: torch.cat(parts) for cut, parts in found.items()}
 
 
 def _judge(

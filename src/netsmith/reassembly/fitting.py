@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from netsmith.core.checkpoint import copied_state
 from netsmith.core.folding import recalibrate
 from netsmith.core.graph import Chain
+from netsmith.core.profile import in_parts
 from netsmith.errors import RecipeError, did_you_mean
 from netsmith.reassembly.adapters import Adapter
 from netsmith.reassembly.assembled import Assembled
@@ -182,10 +183,11 @@ class _Fit:
             yield from known
             return
         if index == 0:
-            source = (self.net.stem(x) for x in self.probe.batches(self.recipe.stem, self.spec.batch_size, self.device))
+            inputs = self.probe.batches(self.recipe.stem, self.spec.batch_size, self.device)
+            source = (in_parts(self.net.stem, x) for x in inputs)
         else:
             adapter, block = self.net.adapters[index - 1], self.net.blocks[index - 1]
-            source = (block(adapter(x)) for x in self._reaching(index - 1))
+            source = (in_parts(nn.Sequential(adapter, block), x) for x in self._reaching(index - 1))
         kept: list[Tensor] | None = []
         for x in source:
             if kept is not None:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from netsmith.core.graph import Chain
+from netsmith.core.profile import images_at_once
 from netsmith.errors import DataError, RecipeError, did_you_mean
 from netsmith.reassembly.adapters import patches, to_map
 
@@ -149,7 +150,8 @@ def target_rows(probe: Probe, chain: Chain, cut: int, positions: Int[Tensor, " p
     device = device_of(chain.model)
     rows, prefixes, total = [], [], None
     with evaluating(chain.model, chain.stem, *(u.module for u in chain.units[:cut])):
-        for x in probe.batches(chain.name, batch_size, device):
+        batches = probe.batches(chain.name, batch_size, device)
+        for x in (part for batch in batches for part in batch.split(images_at_once(chain.model, batch))):
             features, prefix = to_map(chain.run(0, cut, chain.stem(x)), layout)
             rows.append(patches(features, positions.to(device), 1).contiguous())
             if prefix is not None:

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from netsmith.core.graph import Chain, Layout
+from netsmith.core.profile import images_at_once
 from netsmith.errors import ArtifactError, DataError, DissectionError
 
 PrefixTokens = Literal["drop", "append"]
@@ -248,7 +249,7 @@ def represent(
     *,
     grid: int | None = None,
     prefix: PrefixTokens = "drop",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     keep_features: bool = False,
     memory_limit: int = 2 << 30,
     device: torch.device | str | None = None,
@@ -258,8 +259,9 @@ def represent(
 
     `images` are preprocessed for this network. `grid=None` pools over space or tokens, as the paper does (Yang et al.,
     "Deep Model Reassembly", NeurIPS 2022); `grid=s` keeps `s x s` means. The network runs in eval mode without
-    gradients or hooks, and is left as it was found. Batches go to `device` (where the network's parameters are, unless
-    given); the Gram matrices come back on the CPU. `progress(done, n)` is called after each batch.
+    gradients, and is left as it was found. Batches, of a size that suits it unless `batch_size` is given, go to
+    `device` (where the network's parameters are, unless given); the Gram matrices come back on the CPU.
+    `progress(done, n)` is called after each batch.
 
     Raises `DataError` for images of another shape, `DissectionError` for NaN or infinity (network and cut named).
     """
@@ -270,14 +272,15 @@ def represent(
     order = torch.channels_last if prefers_channels_last(chain, images) else torch.contiguous_format
     try:
         with evaluating(chain):
-            for first in range(0, n, batch_size):
-                batch = images[first : first + batch_size].to(device)
+            size = batch_size or images_at_once(chain.model, images[:1].to(device))
+            for first in range(0, n, size):
+                batch = images[first : first + size].to(device)
                 for cut, x in walk(chain, batch.contiguous(memory_format=order)):
                     rows = pooled(x, chain.cuts[cut].layout, grid, prefix)
                     check_finite(rows, chain, cut, first)
                     store.put(cut, first, rows.cpu())
                 if progress is not None:
-                    progress(min(first + batch_size, n), n)
+                    progress(min(first + size, n), n)
         cuts = range(len(chain.cuts))
         kept = [store.tensors[cut].clone() for cut in cuts] if keep_features else None
         grams = torch.empty(len(cuts), n, n)

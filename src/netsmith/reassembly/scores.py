@@ -22,10 +22,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from netsmith.core.images import no_labels
+from netsmith.core.profile import images_at_once
 from netsmith.errors import ConfigError, RecipeError, did_you_mean
 from netsmith.reassembly.intercept import Outputs, PenultimateFeatures, SignCodes, WithoutNorms
-
-_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -292,18 +291,19 @@ def _gradients(ctx: ScoreContext) -> list[tuple[Tensor, Tensor]]:
 
 
 def _outputs(ctx: ScoreContext) -> Iterator[tuple[Tensor, Tensor]]:
-    for start in range(0, len(ctx.images), _BATCH):
+    size = images_at_once(ctx.model, ctx.images)
+    for images, labels in zip(ctx.images.split(size), ctx.labels.split(size), strict=True):
         with torch.no_grad():
-            out = ctx.model(ctx.images[start : start + _BATCH])
-        yield out, ctx.labels[start : start + _BATCH]
+            out = ctx.model(images)
+        yield out, labels
 
 
 def _features(ctx: ScoreContext) -> Float[Tensor, "n d"]:
     """What enters the last linear layer or convolution, averaged over places, in float64."""
     found = []
-    for start in range(0, len(ctx.images), _BATCH):
+    for images in ctx.images.split(images_at_once(ctx.model, ctx.images)):
         with torch.no_grad(), PenultimateFeatures() as seen:
-            ctx.model(ctx.images[start : start + _BATCH])
+            ctx.model(images)
         if seen.features is None:
             raise RecipeError("this score reads the features before the last linear layer, and the network has none")
         found.append(seen.features.double())
