@@ -92,7 +92,7 @@ def test_a_network_that_gives_nan_is_refused(broken, capsys):
 
 def test_train_writes_an_artifact_that_is_a_source(trained, capsys):
     names = {p.name for p in trained.iterdir()} - {".netsmith"}
-    assert names == {"artifact", "checkpoints", "config.yaml", "log.txt", "summary.json"}
+    assert names == {"artifact", "config.yaml", "log.txt", "summary.json"}  # and no checkpoint of a finished run
     summary = json.loads((trained / "summary.json").read_text())
     assert summary["kind"] == "training"
     assert summary["name"] == "tiny"
@@ -130,6 +130,7 @@ def test_overwriting_a_finished_run_trains_anew(tmp_path, monkeypatch):
     real, calls = training.train, []
     monkeypatch.setattr(training, "train", lambda *a, **k: calls.append(real(*a, **k)) or calls[-1])
     assert main(words) == 0
+    (tmp_path / "out/checkpoints").mkdir()
     (tmp_path / "out/checkpoints/mine.txt").write_text("not of a training")
     assert main([*words, "--overwrite"]) == 0
     assert [call.resumed_from for call in calls] == [0, 0]

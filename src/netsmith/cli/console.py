@@ -141,10 +141,16 @@ class Console:
         """Print on standard error without a copy in the log."""
         self.err.print(Text(text), soft_wrap=True)
 
+    def _line(self, text: str) -> None:
+        """How far the work is: in the log, and on standard error where no bar can show it."""
+        if not self.quiet and not self.err.is_terminal:
+            self.show_error(text)
+        _log_lines(logging.INFO, text)
+
     @contextmanager
     def progress(self) -> Iterator[Bars]:
-        """Bars for long work: on a terminal only, and only once a piece of work takes longer than a moment."""
-        bars = Bars(None if self.quiet or not self.err.is_terminal else self.err)
+        """Bars for long work on a terminal, lines elsewhere; once a piece of work takes longer than a moment."""
+        bars = Bars(None if self.quiet or not self.err.is_terminal else self.err, self._line)
         try:
             yield bars
         finally:
@@ -154,24 +160,34 @@ class Console:
 class Bars:
     """Progress bars by the library's protocol: called with what is done, how far, and out of how much."""
 
-    DELAY = 1.0  # seconds before a bar appears
+    DELAY = 1.0  # seconds before a bar appears, and between two lines that say something new
+    SILENCE = 60.0  # seconds after which a line says how far the work is, though nothing is new
 
-    def __init__(self, console: RichConsole | None) -> None:
-        self._console = console
+    def __init__(self, console: RichConsole | None, line: Callable[[str], None]) -> None:
+        self._console, self._line = console, line
+        self._said: dict[str, tuple[str, bool]] = {}
         self._live: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._began = time.monotonic()
+        self._began = self._told = time.monotonic()
 
     def __call__(self, what: str, done: float | int, total: float | int | None, note: str = "") -> None:
         """Move the bar named `what` to `done` out of `total` (None: unknown); `note` stands behind it."""
-        if done == total:
-            _LOG.debug("%s: done%s", what, f" ({note})" if note else "")
+        self._tell(what, done, total, note)
         if self._console is None or (self._live is None and time.monotonic() - self._began < self.DELAY):
             return
         live = self._start()
         if what not in self._tasks:
             self._tasks[what] = live.add_task(what, total=total, note=note)
         live.update(self._tasks[what], completed=done, total=total, note=note)
+
+    def _tell(self, what: str, done: float | int, total: float | int | None, note: str) -> None:
+        """Say in a line what has ended, or what is new of it: an epoch's result, the next piece."""
+        latest, now = (note, done == total), time.monotonic()
+        if now - self._told < (self.SILENCE if self._said.get(what) == latest else self.DELAY):
+            return
+        self._said[what], self._told = latest, now
+        many = "" if total is None else f" of {total:.10g}"
+        self._line(f"{what}: {done:.10g}{many}" + (f" ({note})" if note else ""))
 
     def step(self, what: str) -> Callable[[int, int], None]:
         """The bar named `what`, as a function of what is done and out of how much."""

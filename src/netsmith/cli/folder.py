@@ -229,6 +229,18 @@ def _busy(out: Path) -> OutputError:
     )
 
 
+def clear_checkpoints(out: Path) -> None:
+    """Remove what a run in `out` would have gone on from: it has finished."""
+    if not processes.first():
+        return
+    for name in ("last.safetensors", "best.safetensors"):  # the last first: without it there is nothing to go on from
+        for file in (out / "checkpoints").rglob(name):
+            file.unlink()
+    for folder in [*sorted((out / "checkpoints").rglob("*"), reverse=True), out / "checkpoints"]:
+        with contextlib.suppress(OSError):  # what else is there stays
+            folder.rmdir()
+
+
 def take_back(session: Session) -> None:
     """After a failure: remove the folder that this run has made, if it came to nothing but its config and log."""
     out = session.kept

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     from netsmith.config import dump_config, load_morph_config
 
     from .configs import base_of, config_path
-    from .folder import check_folder, open_folder
+    from .folder import check_folder, clear_checkpoints, open_folder
     from .morphing import execute, plan
     from .networks import device_of
     from .reassemble import show_written
@@ -76,6 +76,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
                 progress=bars,
             )
         session.finished = True
+        clear_checkpoints(arguments.out)
         show(arguments.out, session)
         show_written(arguments.out, session)
     return 0

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
 
     from .configs import config_path
     from .execution import execute, plan
-    from .folder import check_folder, open_folder
+    from .folder import check_folder, clear_checkpoints, open_folder
     from .networks import device_of
     from .running import long_work
 
@@ -93,6 +93,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
         with helpers, session.console.progress() as bars:
             summary = execute(config, arguments.out, cache=cache, device=str(device), progress=bars)
             session.finished = True
+            clear_checkpoints(arguments.out)
         show(summary, session)
         show_written(arguments.out, session)
     return 0

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     from netsmith.config import dump_config, load_train_config
 
     from .configs import config_path
-    from .folder import check_folder, open_folder
+    from .folder import check_folder, clear_checkpoints, open_folder
     from .networks import device_of
     from .running import long_work
 
@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
         with session.console.progress() as bars:
             summary = train_network(config, arguments.out, progress=bars)
         session.finished = True
+        clear_checkpoints(arguments.out)
         show([summary], session)
         session.console.result(f"wrote {arguments.out / 'artifact'}")
     return 0

@@ -151,9 +151,13 @@ class TrainingRun:
     def to_the_end(self, on_epoch: Callable[[Entry], None] | None) -> TrainResult:
         """Train the epochs that are left."""
         begun = self.done.epoch * self.images + round(self.done.sums[1]) * self.current.world
+        settings = self.settings
         try:
-            while self.done.epoch < self.settings.epochs:
+            while self.done.epoch < settings.epochs:
                 entry = self._epoch()
+                if self.progress is not None:
+                    whole = settings.epochs * self.batches
+                    self.progress("training", self.done.epoch * self.batches, whole, self._remark())
                 if on_epoch is not None and self.current.main:
                     on_epoch(dict(entry))
         except KeyboardInterrupt as stop:

@@ -49,12 +49,13 @@ _RECALIBRATED = (
 
 def write_results(
     result: Morphed,
-    folder: Path,
+    folder: Path | str,
     *,
     config: Mapping[str, Any] | None = None,
     rivals: list[dict[str, Any]] | None = None,
 ) -> Summary:
     """Write `artifact/`, `details.json` and, last, `summary.json` to a folder that exists. Raises OutputError."""
+    folder = Path(folder)
     save_morphed(result, folder / "artifact", config=config, overwrite=True)
     size = artifact_bytes(folder / "artifact")
     write_json(folder / "details.json", details_of(result, size, rivals or [], config).to_dict())

@@ -149,9 +149,10 @@ def rebuild(recipe: Recipe, given: Mapping[str, torch.nn.Module] | None = None) 
     for ref in recipe.networks:
         module = (given or {}).get(ref.name)
         if module is None and ref.source.startswith("module:"):
+            wanted = ", ".join(f"'{r.name}': module" for r in recipe.networks if r.source.startswith("module:"))
             raise RecipeError(
                 f"'{ref.name}' was given as a module ({ref.source[7:]}), which no source string builds again. "
-                f"Build it and pass it: networks={{'{ref.name}': module}}."
+                f"Build it and pass it: netsmith.load_reassembled(folder, networks={{{wanted}}})."
             )
         source = ref.source.partition("#")[0]  # the architecture alone: weights come from the artifact
         if module is None and source.partition(":")[0] not in SCHEMES:

@@ -41,7 +41,7 @@ KIND = "reassembly"
 WEIGHTS = "weights.safetensors"
 
 
-def write_results(result: Reassembled, folder: Path, *, config: Mapping[str, Any] | None = None) -> Summary:
+def write_results(result: Reassembled, folder: Path | str, *, config: Mapping[str, Any] | None = None) -> Summary:
     """Write `artifact/`, `recipe.json`, `details.json` and, last, `summary.json` to a folder that exists.
 
     Args:
@@ -52,6 +52,7 @@ def write_results(result: Reassembled, folder: Path, *, config: Mapping[str, Any
     Raises:
         OutputError: the folder cannot be written.
     """
+    folder = Path(folder)
     write_text(folder / "recipe.json", portable(result.recipe.to_json(), folder))
     save_reassembled(result, folder / "artifact", config=config, overwrite=True)
     write_json(folder / "details.json", details_of(result, config).to_dict())
