@@ -19,10 +19,14 @@ def modules() -> dict[str, nn.Module]:
 
 
 def test_what_came_as_modules_is_loaded_with_them(tmp_path):
-    how = {"input_size": (1, 8, 8), "num_classes": 10, "mean": (0.3,), "std": (0.3,)}
-    networks = [netsmith.load_source(module, name=name, **how) for name, module in modules().items()]
-    small = {"k": 2, "eps": 1, "restarts": 2, "candidates": 1, "probe_images": 16, "fit_images": 50, "score_images": 50}
-    result = netsmith.reassemble(networks, netsmith.open_data("digits"), distinct_sets=False, **small)
+    networks = [
+        netsmith.load_source(module, name=name, input_size=(1, 8, 8), num_classes=10, mean=(0.3,), std=(0.3,))
+        for name, module in modules().items()
+    ]
+    result = netsmith.reassemble(
+        networks, netsmith.open_data("digits"), k=2, eps=1.0, restarts=2, candidates=1, distinct_sets=False,
+        probe_images=16, fit_images=50, score_images=50,
+    )  # fmt: skip
     netsmith.write_results(result, str(tmp_path))
     needed = "netsmith.load_reassembled(folder, networks={'plain': module, 'residual': module})"
     with pytest.raises(RecipeError) as refusal:
