@@ -21,7 +21,7 @@ ALLOWED = {
     "training": {"errors"},
     "networks": {"core", "errors"},
     "core": {"trace", "networks", "records", "training", "errors", "models", "limits", "json_text"},
-    "reassembly": {"core", "trace", "networks", "errors", "limits", "json_text"},
+    "reassembly": {"core", "trace", "networks", "training", "errors", "limits", "json_text"},
     "morph": {"core", "trace", "networks", "records", "errors", "limits", "json_text"},
     "presets": set(),
     "report": {"errors", "limits", "json_text"},

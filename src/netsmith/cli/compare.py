@@ -109,8 +109,8 @@ def compare_answers(
     a: Network, b: Network, images: Tensor, device: torch.device, step: Callable[[int, int], None]
 ) -> Agreement | str:
     """How alike the networks' answers are, or why that cannot be said."""
-    from netsmith.networks.classes import same_classes
     from netsmith.core.profile import in_parts
+    from netsmith.networks.classes import same_classes
     from netsmith.reassembly.agreement import agreement
 
     def answering(network: Network) -> Callable[[Tensor], Tensor]:

@@ -31,6 +31,7 @@ from netsmith.reassembly.probe import (
     sample_places,
     spans,
 )
+from netsmith.reassembly.recipe import Recipe
 from netsmith.reassembly.regression import Moments, fit_ridge
 
 

@@ -24,6 +24,7 @@ from netsmith.core.trained import architecture
 from netsmith.errors import DataError, DissectionError, RecipeError, ZooError
 from netsmith.networks.classes import by_name
 from netsmith.reassembly.recipe import InputSpec, NetworkRef, Recipe
+from netsmith.training.precision import Precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,7 @@ def study(networks: Sequence[Network], images: Float[Tensor, "n c h w"]) -> tupl
 
 
 def judge(
-    parent: Parent, images: ImageSet, classes: int, *, device: str = "cpu", precision: str = "no"
+    parent: Parent, images: ImageSet, classes: int, *, device: str = "cpu", precision: Precision = "no"
 ) -> float | None:
     """Accuracy (0..1) of a parent by itself, or None where its head has other classes than the data.
 
