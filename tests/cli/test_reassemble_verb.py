@@ -47,3 +47,14 @@ def test_a_source_that_forbids_commercial_use_is_spoken_of(licence, commercial, 
 def test_a_summary_of_before_can_be_shown(capsys):
     show(Summary.from_dict(SUMMARY), Session(Console(), RunLog(), ()))
     assert "licence of its sources: none, or not stated" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("within", "accuracy", "said"), [(True, 0.9, True), (True, 0.4, False), (False, 0.9, False)])
+def test_a_better_member_within_the_budget_is_named(within, accuracy, said, capsys):
+    member = {"name": "small", "params": 5 if within else 50, "macs": 10, "accuracy": accuracy}
+    show(
+        Summary.from_dict({**SUMMARY, "budget": {"params": {"min": None, "max": 20}}, "zoo": [member]}),
+        Session(Console(), RunLog(), ()),
+    )
+    text = "small of the zoo keeps the budget's params and MACs and is better: 90.00% beside 50.00% of what was made"
+    assert (text in " ".join(capsys.readouterr().out.split())) == said

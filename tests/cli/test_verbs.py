@@ -210,14 +210,24 @@ def test_a_zoo_of_one_is_refused(tmp_path, capsys):
 
 def test_reassemble_needs_an_output_folder(tmp_path, capsys):
     config = tmp_path / "two.yaml"
-    config.write_text("zoo: [netsmith:plain_cnn, netsmith:small_vit]\ndata: digits\nbudget: {params: 10k}\n")
+    config.write_text("zoo: [netsmith:plain_cnn, netsmith:small_vit]\ndata: digits\nbudget: {params: 100k}\n")
     assert main(["reassemble", str(config)]) == 2
     assert "--out DIR is missing" in capsys.readouterr().err
     assert main(["reassemble", str(config), "--plan", "--set", "budget.macs=1M"]) == 0
     text = capsys.readouterr().out
     assert "zoo: 2 networks" in text
     assert "to download: nothing" in text
-    assert "budget: params at most 10k, macs at most 1M" in text
+    assert "budget: params at most 100k, macs at most 1M" in text
+
+
+@pytest.mark.parametrize("resource", ["params", "macs"])
+def test_a_plan_refuses_a_budget_that_nothing_can_keep(resource, tmp_path, capsys):
+    config = tmp_path / "two.yaml"
+    config.write_text(f"zoo: [netsmith:plain_cnn, netsmith:small_vit]\ndata: digits\nbudget: {{{resource}: 1k}}\n")
+    assert main(["reassemble", str(config), "--plan"]) == 2
+    error = capsys.readouterr().err
+    assert f"no assembly has {resource} of at most 1k: the smallest stem and 4 of the smallest units have" in error
+    assert f"Raise budget.{resource}, or lower k." in error
 
 
 def test_compare_writes_a_page_and_json(tmp_path, capsys):

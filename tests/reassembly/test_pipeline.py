@@ -29,8 +29,8 @@ from netsmith.core.trained import save_network
 from netsmith.errors import ArtifactError, BudgetError, DataError, PartitionError, RecipeError, ZooError
 from netsmith.reassembly import steps
 from netsmith.reassembly.facts import facts_of
+from netsmith.reassembly.parents import members_within, study
 from netsmith.reassembly.parents import on_device as parent_on_device
-from netsmith.reassembly.parents import study
 from netsmith.reassembly.pipeline import reassemble
 from netsmith.reassembly.recipe import Recipe
 from netsmith.reassembly.results import Summary
@@ -318,6 +318,22 @@ def test_two_networks_of_one_name_are_refused(digits):
 def test_an_impossible_budget_names_the_nearest_feasible_value(digits):
     with pytest.raises(BudgetError, match="params"):
         reassemble(zoo(), digits, Budget(params=1000), **SETTINGS)
+
+
+def test_members_that_keep_a_budget_are_named(result):
+    vit = next(p for p in result.parents if p.name == "vit")
+    budget = Budget(params=vit.chain.params)
+    assert members_within(result.parents, budget) == " In the zoo, vit would keep its params and MACs."
+    assert members_within(result.parents, Budget(params=10)) == ""
+
+
+def test_an_impossible_budget_names_members_that_keep_it(digits, monkeypatch):
+    def nothing(*_, **__):
+        raise BudgetError("no assembly fits.")
+
+    monkeypatch.setattr(steps, "search", nothing)
+    with pytest.raises(BudgetError, match=r"^no assembly fits\. In the zoo, .*vit.* would keep its params and MACs\.$"):
+        reassemble(zoo(), digits, Budget(params="1M"), **SETTINGS)
 
 
 def test_k_above_the_shortest_network_names_it(digits):

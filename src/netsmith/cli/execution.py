@@ -6,14 +6,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from netsmith.config import ReassembleConfig
 from netsmith.core import processes
 from netsmith.core.cache import Cache
 from netsmith.core.data import Splits, open_data
 from netsmith.core.engine import Progress, TrainSettings
+from netsmith.core.estimates import built, sketch
+from netsmith.core.graph import dissect
 from netsmith.core.profile import format_count
 from netsmith.core.zoo import describe_source, load_zoo
 from netsmith.reassembly.candidates import Candidate
+from netsmith.reassembly.infeasible import check_reach
 from netsmith.reassembly.pipeline import Reassembled, reassemble
 from netsmith.reassembly.recipe import FitSpec
 from netsmith.reassembly.results import Summary
@@ -110,7 +115,11 @@ def plan(config: ReassembleConfig, *, device: str = "cpu", progress: Progress | 
     """What a config would do, download and cost, without network: one text a line.
 
     Nothing is written. For the estimate one network is run for a moment with random weights.
+
+    Raises:
+        BudgetError: the budget is below whatever can be assembled.
     """
+    check_budget(config)
     infos = []
     for i, entry in enumerate(config.zoo):
         infos.append(describe_source(entry, pretrained=config.pretrained))
@@ -132,6 +141,23 @@ def plan(config: ReassembleConfig, *, device: str = "cpu", progress: Progress | 
     if bound:
         lines.append(f"licences: a network with a block of {', '.join(bound)} may not be used commercially")
     return lines
+
+
+def check_budget(config: ReassembleConfig) -> None:
+    """Raise BudgetError for a budget below whatever can be assembled of the zoo, found out with random weights.
+
+    The networks are dissected only where none of them keeps a maximum. A zoo with code of the user's is not looked at.
+    """
+    sketches = [sketch(entry) for entry in config.zoo]
+    counts = [{"params": s.params, "macs": s.macs} for s in sketches if s is not None]
+    bounds = [(name, bound.max) for name, bound in config.budget.bounds().items() if name in ("params", "macs")]
+    if len(counts) < len(sketches) or all(
+        most is None or any(count[name] <= most for count in counts) for name, most in bounds
+    ):
+        return
+    networks = [built(entry) for entry in config.zoo]
+    chains = [dissect(n.model, torch.zeros(1, *n.preprocess.input_size), name=n.name) for n in networks]
+    check_reach(chains, config.budget, config.partition.k)
 
 
 def _steps(config: ReassembleConfig) -> list[str]:

@@ -149,7 +149,23 @@ def show(summary: Summary, session: Session) -> None:
     session.console.table(
         ["network", ">params", ">MACs", "", f">{accuracy.split} accuracy"], rows, last=len(rows) - len(summary.zoo)
     )
+    _tell_better(summary, session)
     session.console.result("blocks: " + " -> ".join(summary.blocks))
     session.console.result(f"licence of its sources: {summary.licence or 'none, or not stated'}")
     if summary.commercial is False:
         session.console.result("NON-COMMERCIAL: a source forbids commercial use, and so the result must not be used so")
+
+
+def _tell_better(summary: Summary, session: Session) -> None:
+    """Name the best member of the zoo that keeps the budget's params and MACs, if it is better than what was made."""
+    from netsmith.core.profile import Budget
+
+    budget = Budget.model_validate({k: v for k, v in summary.budget.items() if k in Budget.model_fields})
+    final = summary.accuracy.stitched if summary.accuracy.finetuned is None else summary.accuracy.finetuned
+    within = [m for m in summary.zoo if not budget.check(params=m.params, macs=m.macs)]
+    best = max(within, key=lambda m: m.accuracy or 0.0, default=None)
+    if best is not None and best.accuracy is not None and best.accuracy > final:
+        session.console.result(
+            f"{best.name} of the zoo keeps the budget's params and MACs and is better: {100 * best.accuracy:.2f}% "
+            f"beside {100 * final:.2f}% of what was made"
+        )

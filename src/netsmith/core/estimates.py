@@ -62,16 +62,16 @@ def sketch(entry: ZooEntry) -> Sketch | None:
         return None
     try:
         with torch.device("meta"):
-            network = _built(entry)
+            network = built(entry)
         macs = count_macs(network.model, network.preprocess.input_size)
     except (RuntimeError, NotImplementedError, NetsmithError):  # an initialiser that needs real numbers
-        network = _built(entry)
+        network = built(entry)
         macs = count_macs(network.model, network.preprocess.input_size)
     return Sketch(entry.called(), macs, count_params(network.model), network.preprocess.input_size)
 
 
-def _built(entry: ZooEntry) -> Network:
-    """The network of an entry with random weights; those of a local artifact are read."""
+def built(entry: ZooEntry) -> Network:
+    """Return the network of an entry with random weights; those of a local artifact are read."""
     parsed = parse_source(entry.source)
     artifact = parsed.scheme == "artifact"
     return load_source(
@@ -103,7 +103,7 @@ def measured(
     order = sorted(sketches, key=lambda s: s.macs)
     small = [s for s in order if s.macs <= _LARGEST]
     chosen = small[len(small) // 2] if small else order[0]
-    network = _built(next(e for e in entries if e.called() == chosen.name))
+    network = built(next(e for e in entries if e.called() == chosen.name))
     where = own_device(device)
     model = network.model.to(where).eval()
     batch = int(min(64, max(2, _WORK // max(chosen.macs, 1))))

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from netsmith.core.profile import format_count
+from netsmith.core.graph import Chain
+from netsmith.core.profile import Budget, format_count
+from netsmith.errors import BudgetError
 from netsmith.reassembly.branch_and_bound import branch_and_bound
 from netsmith.reassembly.search_space import Floats, Limit, Space, Steps, along, limit_value
 
@@ -52,7 +54,25 @@ def explain(space: Space, *, most_explored: int) -> str:
     return f"no assembly has {listed}: each can be met by itself, but not together. Widen at least two of them."
 
 
-def readable(name: str, value: float, *, up: bool | None = None) -> str:
+def check_reach(chains: Sequence[Chain], budget: Budget, k: int) -> None:
+    """Raise BudgetError where even a stem and `k` units, the smallest there are, exceed a maximum of the budget.
+
+    It takes nothing but the networks' shapes, and not every budget that passes can be met.
+    """
+    for name in ("params", "macs"):
+        bound = budget.bounds().get(name)
+        if bound is None or bound.max is None:
+            continue
+        stem = min(getattr(chain, f"stem_{name}") for chain in chains)
+        least = stem + k * min(getattr(unit, name) for chain in chains for unit in chain.units)
+        if least > bound.max:
+            raise BudgetError(
+                f"no assembly has {name} of at most {readable(name, bound.max)}: the smallest stem and {k} of the "
+                f"smallest units have {readable(name, least, up=True)} already. Raise budget.{name}, or lower k."
+            )
+
+
+def readable(name: str, value: int | float, *, up: bool | None = None) -> str:
     """A quantity for people: 270k, 1.25G, 12.5 ms, 3.2 MB; with `up`, rounded so that as a bound it can be met."""
     unit = ""
     if name.endswith("_ms"):

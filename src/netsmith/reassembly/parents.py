@@ -16,6 +16,7 @@ from netsmith.core.engine import evaluate
 from netsmith.core.graph import Chain, dissect
 from netsmith.core.network import Network, load_source
 from netsmith.core.processes import own_device
+from netsmith.core.profile import Budget
 from netsmith.core.running import check_runs
 from netsmith.core.session import placed
 from netsmith.core.sources import SCHEMES
@@ -174,3 +175,9 @@ def rebuild(recipe: Recipe, given: Mapping[str, torch.nn.Module] | None = None) 
         example = torch.zeros(1, *ref.input.input_size)
         chains[ref.name] = dissect(network.model, example, name=ref.name)
     return chains
+
+
+def members_within(parents: Iterable[Parent], budget: Budget) -> str:
+    """Return a sentence that names the networks of a zoo that keep a budget's params and MACs; empty without one."""
+    within = [p.name for p in parents if not budget.check(params=p.chain.params, macs=p.chain.macs)]
+    return f" In the zoo, {', '.join(within)} would keep its params and MACs." if within else ""

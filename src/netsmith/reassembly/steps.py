@@ -28,6 +28,7 @@ from netsmith.core.sharing import Piece, share
 from netsmith.core.stopwatch import Stopwatch
 from netsmith.core.tasks import Classification
 from netsmith.core.undoing import restore_if_worse
+from netsmith.errors import BudgetError
 from netsmith.reassembly.affinity import StitchCosts
 from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.candidates import (
@@ -43,7 +44,16 @@ from netsmith.reassembly.candidates import (
     with_latencies,
 )
 from netsmith.reassembly.finetuning import Trainable, finetune
-from netsmith.reassembly.parents import Parent, chains_of, judge, on_device, preprocessing_of, study, with_accuracy
+from netsmith.reassembly.parents import (
+    Parent,
+    chains_of,
+    judge,
+    members_within,
+    on_device,
+    preprocessing_of,
+    study,
+    with_accuracy,
+)
 from netsmith.reassembly.partition import Partition, check_feasible, partition
 from netsmith.reassembly.recipe import FitSpec, Recipe
 from netsmith.reassembly.representation import Representations, represent
@@ -179,7 +189,10 @@ class Run:
                 options, adapters = with_latencies(options, adapters, timed)
             # nothing of an infeasible budget depends on the stitch costs, which take longest: refuse it before them
             free = [np.zeros((len(a), len(b))) for a, b in itertools.pairwise(stages)]
-            search(options, free, adapters, self.budget, 1, distinct_sets=distinct_sets, mix=mix, solver=solver)
+            try:
+                search(options, free, adapters, self.budget, 1, distinct_sets=distinct_sets, mix=mix, solver=solver)
+            except BudgetError as error:
+                raise BudgetError(f"{error}{members_within(self.parents, self.budget)}") from error
         with self.steps.step("stitch costs"):
             costs = self._joint_costs(stages, self.probe(fit_images))
         with self.steps.step("search"):
