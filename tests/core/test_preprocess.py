@@ -185,3 +185,14 @@ def test_zoo_files_and_configs(own, tmp_path, capsys):
     assert main(["reassemble", str(config), "--out", str(tmp_path / "out"), "--quiet", "--device", "cpu"]) == 2
     assert re.search(UNKNOWN, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("size", "said"), [((40, 60), True), ((60, 60), False), ((32, 32), False)])
+def test_a_squeeze_of_images_is_said_once(size, said, caplog):
+    prepare = Preprocess((0.5,), (0.5,), (1, 32, 32), name=f"net{size}")
+    with caplog.at_level("INFO", logger="netsmith"):
+        for _ in range(2):
+            prepare(torch.rand(2, 1, *size))
+    texts = [r.getMessage() for r in caplog.records]
+    wanted = f"images of 40x60 (height x width) are squeezed to the 32x32 of 'net{size}'. A size of 32x32 cuts"
+    assert [t.startswith(wanted) for t in texts] == [True] * said

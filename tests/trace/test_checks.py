@@ -246,7 +246,13 @@ def test_compiled_networks_run_as_plain_ones(where):
         model.compile(backend=backend)
     chain = netsmith.dissect(model, X)
     assert [u.name.replace("._orig_mod", "") for u in chain.units] == [u.name for u in netsmith.dissect(plain, X).units]
-    assert len(netsmith.width_groups(model, X).accepted) == len(netsmith.width_groups(plain, X).accepted)
+    groups, names = netsmith.width_groups(model, X).accepted, [g.name for g in netsmith.width_groups(plain, X)]
+    assert [g.name.replace("._orig_mod", "") for g in groups] == names
+    half, reference = (
+        netsmith.resize(model, groups, 0.5),
+        netsmith.resize(plain, netsmith.width_groups(plain, X).accepted, 0.5),
+    )
+    assert [p.shape for p in half.parameters()] == [p.shape for p in reference.parameters()]
     netsmith.fold_batch_norms(model, X)
     netsmith.smooth(model, X)
     assert count_macs(model, SHAPE) == chain.macs
@@ -260,6 +266,7 @@ def test_wrappers_of_parallel_training_are_taken_off():
     plain = plain_cnn()
     wrapped = nn.DataParallel(plain)
     assert [u.name for u in netsmith.dissect(wrapped, X).units] == [u.name for u in netsmith.dissect(plain, X).units]
+    assert [g.name for g in netsmith.width_groups(wrapped, X)] == [g.name for g in netsmith.width_groups(plain, X)]
     assert original(wrapped) is plain
     assert original(plain) is plain
     assert count_macs(wrapped, SHAPE) == count_macs(plain, SHAPE)

@@ -16,6 +16,7 @@ from netsmith import limits
 from netsmith.core.channel_types import Axis, WidthGroup
 from netsmith.errors import ChannelError, did_you_mean
 from netsmith.records.architecture import note_made
+from netsmith.trace.checks import original
 
 
 def channel_index(axis: Axis, width: int, channels: Int64[Tensor, " k"]) -> Int64[Tensor, " m"]:
@@ -55,6 +56,7 @@ def permute(model: nn.Module, group: WidthGroup, order: Sequence[int]) -> None:
             f"{group.name}: expected an order that holds each of 0 to {group.width - 1} once,"
             f" not {_order_fault(taken, group)}"
         )
+    model = original(model)
     tensors = named_tensors(model)
     every = torch.arange(group.width)
     with torch.no_grad():
@@ -105,7 +107,7 @@ def resize(
     Raises ChannelError for a group that is not among `groups`, what is no width, or a `keep` that does not list as many
     different channels as the width says.
     """
-    checked = check_widths(groups, widths)
+    model, checked = original(model), check_widths(groups, widths)
     resized = resized_tensors(model, groups, checked, keep=keep)
     new = copy.deepcopy(model)
     forget(new)
@@ -208,7 +210,7 @@ def set_widths(model: nn.Module, groups: Sequence[WidthGroup], widths: Mapping[s
     For `torch.func.functional_call` with tensors of other sizes. A group not named in `widths` counts at its own width,
     so `set_widths(model, groups, {})` puts everything back. Raises ChannelError as `resize` does.
     """
-    checked = check_widths(groups, widths)
+    model, checked = original(model), check_widths(groups, widths)
     values: dict[tuple[str, str], int] = {}
     for group in groups:
         more = checked.get(group.name, group.width) - group.width

@@ -28,6 +28,7 @@ from netsmith.core.channel_ties import tied
 from netsmith.core.channel_types import Axis, Refused, Setting, WidthGroup, WidthGroups
 from netsmith.core.trial import check_arguments, run_whole, trial_batches, untouched
 from netsmith.errors import ChannelError
+from netsmith.trace.checks import original
 
 __all__ = [
     "Axis",
@@ -58,6 +59,7 @@ def width_groups(model: nn.Module, example_input: Tensor, *, name: str = "") -> 
     Raises ChannelError, with the reasons, when no group is accepted, and DissectionError for a network that does not
     run on the example or takes or gives anything but one tensor.
     """
+    model = original(model)
     label = name or type(model).__name__
     check_arguments(model, example_input, label)
     with untouched(model):

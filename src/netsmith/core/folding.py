@@ -18,6 +18,7 @@ from netsmith.core.channel_proof import MISFIT, same, sift
 from netsmith.core.trial import check_arguments, run_whole, trial_batches, untouched
 from netsmith.errors import ChannelError
 from netsmith.records.architecture import note, note_made
+from netsmith.trace.checks import original
 from netsmith.trace.coverage import Coverage
 
 _LAYERS = frozenset(f"{kind}{n}d" for kind in ("conv", "conv_transpose") for n in (1, 2, 3)) | {"linear"}
@@ -53,6 +54,7 @@ def fold_batch_norms(model: nn.Module, example_input: Tensor, *, name: str = "")
 
     Raises DissectionError for a network that does not run on the example.
     """
+    model = original(model)
     label = name or type(model).__name__
     good, bad = _tried(model, example_input, label)
     folded = _folded(copy.deepcopy(model).eval(), good)
@@ -68,6 +70,7 @@ def fold_batch_norms(model: nn.Module, example_input: Tensor, *, name: str = "")
 
 def foldable(model: nn.Module, example_input: Tensor, *, name: str = "") -> dict[str, str]:
     """The batch norms that `fold_batch_norms` folds: by the layer each goes into, its name."""
+    model = original(model)
     return dict(_tried(model, example_input, name or type(model).__name__)[0])
 
 

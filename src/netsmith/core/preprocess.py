@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 
 from netsmith.core.manifest_fields import ImageFields, check_fields
 from netsmith.errors import ArtifactError, DataError, SourceError
+
+_log = logging.getLogger("netsmith.data")
 
 Preprocessing = Callable[[Tensor], Tensor]
 """From images in [0, 1] to what a network takes."""
@@ -65,6 +69,7 @@ class Preprocess:
                 f"(shape {tuple(images.shape)}). Convert the images, or build the network for them (input_size)."
             )
         if images.shape[2:] != (height, width):
+            _say_squeeze(self.name, tuple(images.shape[2:]), (height, width))
             if self.interpolation == "nearest":
                 images = F.interpolate(images, (height, width), mode="nearest-exact")
             else:
@@ -91,6 +96,16 @@ class Preprocess:
         mean = None if found.mean is None else tuple(found.mean)
         std = None if found.std is None else tuple(found.std)
         return Preprocess(mean, std, found.shape, found.interpolation)
+
+
+@lru_cache(maxsize=256)  # once for each pair of sizes, not for each batch
+def _say_squeeze(name: str, given: tuple[int, int], wanted: tuple[int, int]) -> None:
+    """Say that images are squeezed, where their proportions are not the network's."""
+    if abs(given[0] * wanted[1] / (given[1] * wanted[0]) - 1) > 0.01:
+        _log.info(
+            "images of %dx%d (height x width) are squeezed to the %dx%d of '%s'. A size of %dx%d cuts to the middle, "
+            "and keeps proportions", *given, *wanted, name, *wanted,
+        )  # fmt: skip
 
 
 def remember(model: nn.Module, preprocess: Preprocess, classes: Sequence[str] | None = None) -> None:

@@ -25,6 +25,7 @@ from netsmith.core.channels import Axis, WidthGroup, channel_index, entries, per
 from netsmith.core.trial import check_arguments, run_whole, trial_batches, untouched
 from netsmith.errors import ChannelError, did_you_mean
 from netsmith.morph.paths import channel_order
+from netsmith.trace.checks import original
 
 # Relative to the largest output.
 _TOLERANCE = 1e-5
@@ -97,6 +98,7 @@ def smooth(
         MorphError: an unknown solver.
         DissectionError: the network does not run on the example.
     """
+    model = original(model)
     label = type(model).__name__
     check_arguments(model, example_input, label)
     chosen = width_groups(model, example_input).inner if groups is None else tuple(groups)
