@@ -51,7 +51,7 @@ def test_compare_with_a_size(photos, size, shape, capsys):
     argv = ["compare", *2 * ["netsmith:plain_cnn"], "--data", photos, "--images", "8", "--device", "cpu"]
     assert main([*argv, "--size", size]) == 0
     out = capsys.readouterr()
-    assert f"images are cut to the middle {shape[1]}x{shape[2]}" in (out.out + out.err).replace("\n", " ")
+    assert f"images are cut to their middle, {shape[1]}x{shape[2]}" in (out.out + out.err).replace("\n", " ")
     assert main([*argv, "--size", "12x"]) == 2
     assert "a size such as 224, or 224x320 (height x width), was expected" in capsys.readouterr().err
 

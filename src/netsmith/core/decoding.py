@@ -368,8 +368,8 @@ def _say_crop(headers: Mapping[int, tuple[str, tuple[int, int]]], to: tuple[int,
     left_out = 1 - kept((width, height))
     if left_out > 0.01:
         _log.info(
-            "images are cut to the middle %dx%d (height x width): of one of %dx%d, %.0f%% is left out. A size HxW "
-            "keeps other proportions", to[1], to[0], height, width, 100 * left_out,
+            "images are cut to their middle, %dx%d (height x width): one of %dx%d loses %.0f%%. Another size HxW keeps "
+            "other proportions", to[1], to[0], height, width, 100 * left_out,
         )  # fmt: skip
 
 
