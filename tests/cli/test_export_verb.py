@@ -167,7 +167,9 @@ def test_what_was_written_is_said(home, tmp_path, capsys):
     assert "NON-COMMERCIAL: a source forbids commercial use, and so this file must not be used so" in text
 
 
-def test_batch_norms_of_another_width_are_spoken_of_or_mended(home, tmp_path, capsys):
+def test_batch_norms_of_another_width_are_spoken_of_or_mended(home, tmp_path, capsys, monkeypatch):
+    closer = iter((1.0, 0.0))
+    monkeypatch.setattr("netsmith.morph.recalibrating._Drawn.distance", lambda *_: next(closer))
     half = source_of("morphable", home)
     assert main(["export", half, "--out", str(tmp_path / "a.safetensors")]) == 0
     assert "cost accuracy at this size: give --data SOURCE" in capsys.readouterr().out

@@ -246,7 +246,8 @@ def test_a_network_without_a_provable_group(tmp_path, capsys):
     )
     (tmp_path / "bare.py").write_text(source)
     (tmp_path / "bare.yaml").write_text(
-        f"network: {{source: 'py:{tmp_path}/bare.py:build', input_size: [1, 8, 8]}}\ndata: digits\n"
+        f"network: {{source: 'py:{tmp_path}/bare.py:build', input_size: [1, 8, 8], mean: [0.5], std: [0.5]}}\n"
+        "data: digits\n"
     )
     assert main(["morph", str(tmp_path / "bare.yaml"), "--out", str(tmp_path / "out")]) == 2
     assert "no width" in (text := capsys.readouterr().err), text
@@ -402,7 +403,10 @@ def _rewrite(artifact, **changes):
             "--width: 'features.0.0' is there twice, with 4 and 6. Keep one of them",
         ),
         (["--width", "features.0.0=two"], "GROUP=N with a whole number of channels, or a ratio with a decimal point"),
-        (["--width", "features.0.0=0"], "the width of 'features.0.0' must be an integer of at least 1, not 0"),
+        (
+            ["--width", "features.0.0=0"],
+            "the width of 'features.0.0' must be an integer of at least 1, or a ratio as a float .*, not 0",
+        ),
         (["--width", "features.0.1=3"], "no group of the morph space is called 'features.0.1'. Did you mean 'featur"),
         (["--ratio", "1", "--params", "5"], "give one of --ratio, --params, .*--ratio, --params came"),
     ],
@@ -425,31 +429,45 @@ def test_an_artifact_of_the_other_kind(base, morphed, tmp_path, capsys):
 # --- norms that stay --------------------------------------------------------------------------------------------------
 
 
-def test_widths_are_measured_with_statistics_of_their_own(morphed, base, tmp_path, capsys):
+def test_widths_are_measured_with_statistics_of_their_own(morphed, tmp_path, capsys, monkeypatch):
+    """Whichever are better on held-out images; here each is made the better one in turn."""
     details = json.loads((morphed / "details.json").read_text())
-    assert [w["recalibrated"] for w in details["widths"]] == [False, True, True]
-    assert "statistics estimated anew" in (morphed / "artifact/README.md").read_text()
-    half = {w["ratio"]: w["accuracy"]["test"] for w in details["widths"]}[0.5]
-    digits = open_data("digits")
+    anew = [w["recalibrated"] for w in details["widths"]]
+    assert not anew[0]
+    card = (morphed / "artifact/README.md").read_text()
+    assert ("statistics estimated anew" in card) == any(anew)
+    half = {w["ratio"]: w for w in details["widths"]}[0.5]
+    digits, closer = open_data("digits"), list[float]()
+    monkeypatch.setattr("netsmith.morph.recalibrating._Drawn.distance", lambda *_: closer.pop(0))
 
     def accuracy(folder):
         network = load_source(str(folder))
         task = Classification(10)
         return evaluate(network.model, digits.test, task, preprocess=network.preprocess)["accuracy"]
 
+    closer += [1.0, 0.0]
     assert _sample(morphed / "artifact", tmp_path / "anew", "--ratio", "0.5", "--data", "digits") == 0
     assert "batch norms: statistics estimated on training images of digits" in capsys.readouterr().out
-    assert accuracy(tmp_path / "anew") == half
+    closer += [0.0, 1.0]
+    assert _sample(morphed / "artifact", tmp_path / "kept", "--ratio", "0.5", "--data", "digits") == 0
+    assert "which are better on training images of digits" in capsys.readouterr().out
     assert _sample(morphed / "artifact", tmp_path / "old", "--ratio", "0.5") == 0
     assert "batch norms have statistics of the base network's channels" in capsys.readouterr().out
-    assert accuracy(tmp_path / "old") != half
+    reached = {name: accuracy(tmp_path / name) for name in ("anew", "kept", "old")}
+    assert reached["kept"] == reached["old"] != reached["anew"]
+    assert half["accuracy"]["test"] == reached["anew" if half["recalibrated"] else "kept"]
     cards = [(tmp_path / name / "README.md").read_text() for name in ("anew", "old")]
     assert "statistics of its batch norms: estimated on training images of digits" in cards[0]
     assert "statistics of its batch norms: those of the base network's channels" in cards[1]
-    assert main(["evaluate", f"{morphed / 'artifact'}@0.5", "--data", "digits", "--json", "--batch", "2"]) == 0
-    streams = capsys.readouterr()
-    assert json.loads(streams.out)["accuracy"] == half
-    assert "statistics of batch norms estimated anew on training images of digits" in streams.err
+    for distances, name, said in (
+        ((1.0, 0.0), "anew", "estimated anew on"),
+        ((0.0, 1.0), "kept", "kept, which is better on"),
+    ):
+        closer += distances
+        assert main(["evaluate", f"{morphed / 'artifact'}@0.5", "--data", "digits", "--json", "--batch", "2"]) == 0
+        streams = capsys.readouterr()
+        assert json.loads(streams.out)["accuracy"] == reached[name]
+        assert f"statistics of batch norms {said} training images of digits" in streams.err
 
 
 def test_evaluate_sweeps_over_the_widths_of_a_morphable_artifact(morphed, capsys):
@@ -513,7 +531,7 @@ def test_a_base_that_is_not_for_commercial_use_says_so_everywhere(base, tmp_path
     assert _sample(tmp_path / "out/artifact", tmp_path / "half") == 0
     for folder in (tmp_path / "out/artifact", tmp_path / "half"):
         card = (folder / "README.md").read_text()
-        assert "licence of the weights it began with: cc-by-nc-4.0" in card
+        assert "- licence: cc-by-nc-4.0" in card
         assert "**non-commercial**" in card
         assert json.loads((folder / "manifest.json").read_text())["commercial"] is False
 

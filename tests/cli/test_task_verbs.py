@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -53,7 +54,8 @@ def test_resnet20_on_a_folder_of_pictures(tmp_path):
     summary = train("train_resnet20_cifar100", tmp_path / "out", data, "network.options={widths: [4, 4, 8]}")
     assert summary["task"] == "classification"
     assert set(summary["metrics"]["test"]) == {"accuracy", "loss"}
-    assert load_train_config(tmp_path / "out" / "config.yaml").data.source == f"folder:{tmp_path}/pictures"
+    again = load_train_config(tmp_path / "out" / "config.yaml").data.source
+    assert Path(again.removeprefix("folder:")).resolve() == (tmp_path / "pictures").resolve()
 
 
 @pytest.mark.slow

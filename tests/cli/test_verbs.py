@@ -213,11 +213,11 @@ def test_reassemble_needs_an_output_folder(tmp_path, capsys):
     config.write_text("zoo: [netsmith:plain_cnn, netsmith:small_vit]\ndata: digits\nbudget: {params: 100k}\n")
     assert main(["reassemble", str(config)]) == 2
     assert "--out DIR is missing" in capsys.readouterr().err
-    assert main(["reassemble", str(config), "--plan", "--set", "budget.macs=1M"]) == 0
+    assert main(["reassemble", str(config), "--plan", "--set", "budget.macs=100M"]) == 0
     text = capsys.readouterr().out
     assert "zoo: 2 networks" in text
     assert "to download: nothing" in text
-    assert "budget: params at most 100k, macs at most 1M" in text
+    assert "budget: params at most 100k, macs at most 100M" in text
 
 
 @pytest.mark.parametrize("resource", ["params", "macs"])

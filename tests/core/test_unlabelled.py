@@ -108,7 +108,7 @@ def test_what_needs_labels_says_so(photos, tmp_path, capsys):
     with pytest.raises(DataError, match=r"no labels, and training for classification needs them: give folder:PATH"):
         train_entry(ZooEntry(source="netsmith:lenet"), splits, TrainSettings(epochs=1), tmp_path, device="cpu")
     with pytest.raises(TrainingError, match="no labels, and measuring or training this network needs them"):
-        evaluate(network.model, splits.test, Classification(3), device="cpu")
+        evaluate(network.model, splits.test, Classification(3), preprocess=network.preprocess, device="cpu")
     with pytest.raises(DataError, match="no labels, and reassembly needs them"):
         reassemble([network, network], splits)
     with pytest.raises(DataError, match="no labels, and morphing needs them"):

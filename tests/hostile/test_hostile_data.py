@@ -68,7 +68,7 @@ BOMBS = {
         png(10_000, 10_000, bytes(10_001 * 10_000)),
         r"is too large \(10000x10000 pixels|decompression bomb",
     ),
-    "a line that becomes a plane": (png(1, 60_000, bytes(2 * 60_000)), "its shorter side to become 512"),
+    "a line that becomes a plane": (png(1, 60_000, bytes(2 * 60_000)), "to become 512x512"),
     "no pixels": (png(0, 0), "no readable image"),
     "truncated": (small()[:40], "no readable image"),
     "a page of PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n", "of none of the formats"),

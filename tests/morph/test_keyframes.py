@@ -460,7 +460,8 @@ def test_a_layer_that_runs_twice_is_left_alone(digits):
 
     torch.manual_seed(0)
     made = make_morphable(
-        load_source(Twice(), name="twice", input_size=(1, 8, 8), num_classes=10), digits, streams=True,
+        load_source(Twice(), name="twice", input_size=(1, 8, 8), num_classes=10, mean=(0.5,), std=(0.5,)), digits,
+        streams=True,
         widths=(0.5, 1.0), training=None, ratios=(1.0,),
     )  # fmt: skip
     grid = made.model.morphable.generator

@@ -288,6 +288,6 @@ def test_evaluate_and_train_say_why_a_network_cannot_run():
         (plain_cnn().double(), "its weights are float64 and its input is float32"),
     ]:
         with pytest.raises(TrainingError, match=message):
-            netsmith.evaluate(model, data, task)
+            netsmith.evaluate(model, data, task, mean=(0.0,) * 3, std=(1.0,) * 3)
         with pytest.raises(TrainingError, match=message):
-            netsmith.train(model, (data, data), task, quiet)
+            netsmith.train(model, (data, data), task, quiet, mean=(0.0,) * 3, std=(1.0,) * 3)

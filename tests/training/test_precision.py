@@ -14,6 +14,7 @@ from torch import nn
 from netsmith.config import load_morph_config, load_reassemble_config, load_train_config
 from netsmith.core.engine import TrainSettings, evaluate, train
 from netsmith.core.images import MemoryImages
+from netsmith.core.preprocess import Preprocess, remember
 from netsmith.core.tasks import Classification
 from netsmith.errors import TrainingError
 from netsmith.models import BUILDERS
@@ -28,10 +29,18 @@ def images(n: int = 24) -> MemoryImages:
     return MemoryImages(pixels, torch.arange(n) % 3, ("a", "b", "c"))
 
 
+def telling(network: nn.Module) -> nn.Module:
+    """The network, which says that it takes values as they are."""
+    remember(network, Preprocess((0.0,) * 3, (1.0,) * 3, (3, 8, 8)))
+    return network
+
+
 def wide() -> nn.Module:
     """A network whose one convolution is large enough to gain from bfloat16 at a batch of 8."""
-    return nn.Sequential(
-        nn.Conv2d(3, 600, 7, padding=3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(600, 3)
+    return telling(
+        nn.Sequential(
+            nn.Conv2d(3, 600, 7, padding=3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(600, 3)
+        )
     )
 
 
@@ -129,7 +138,7 @@ def test_timing_a_precision_changes_nothing(processor):
     for noise in (0.9, 0.8):
         processor(noise)
         torch.manual_seed(0)
-        network = nn.Sequential(wide(), nn.Dropout(0.2), nn.Linear(3, 3))
+        network = telling(nn.Sequential(wide(), nn.Dropout(0.2), nn.Linear(3, 3)))
         results.append(train(network, (images(), images(9)), TASK, settings(precision="bf16")).history)
         assert all(p.grad is None for p in network.parameters())
     assert results[0] == results[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from netsmith.core.data import ImageSet
 from netsmith.core.engine import evaluate
 from netsmith.core.graph import Chain, dissect
 from netsmith.core.network import Network, load_source
+from netsmith.core.output import to_json
 from netsmith.core.processes import own_device
 from netsmith.core.profile import Budget
 from netsmith.core.running import check_runs
@@ -54,7 +56,7 @@ class Parent:
             sha256=network.provenance.sha256,
             num_classes=network.num_classes,
             input=InputSpec(*pre.statistics, pre.input_size, pre.interpolation),
-            options=options,
+            options=json.loads(to_json(options)),  # as a recipe that is read back has them
         )
 
 

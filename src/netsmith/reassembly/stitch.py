@@ -6,7 +6,6 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Literal
 
 import torch
 
@@ -123,7 +122,7 @@ def assemble(
     recipe: Recipe,
     chains: Mapping[str, Chain],
     *,
-    init: Literal["lstsq", "random"] | None = None,
+    init: str | None = None,
     probe: Probe | None = None,
     cache: ProbeCache | None = None,
 ) -> Assembled:
