@@ -66,15 +66,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, session: Session) -> int:
     """Load, represent, compare, print and write."""
+    from netsmith.reassembly.names import METRICS
+
+    if arguments.metric not in METRICS:
+        raise UsageError(f"unknown metric '{arguments.metric}'. {did_you_mean(arguments.metric, METRICS)}")
+
+    # torch is loaded from here on
     from netsmith.core.data import probe_set
     from netsmith.reassembly.representation import represent
-    from netsmith.reassembly.similarity import metric_names, similarity
+    from netsmith.reassembly.similarity import similarity
 
     from .folder import check_folder, open_folder
     from .networks import device_of, load_chain, open_for, recalibrate_sized
 
-    if arguments.metric not in metric_names():
-        raise UsageError(f"unknown metric '{arguments.metric}'. {did_you_mean(arguments.metric, metric_names())}")
     if arguments.out is not None:
         check_folder(arguments.out, arguments.overwrite)
     seed, device = arguments.seed or 0, device_of(arguments.device)

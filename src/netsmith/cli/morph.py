@@ -44,25 +44,28 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     from netsmith.config import dump_config, load_morph_config
 
     from .configs import base_of, config_path
+
+    if not (arguments.out or arguments.plan):
+        raise UsageError("--out DIR is missing: where should the results go? (--plan alone needs none.)")
+    overrides = [*arguments.overrides, *size_override(arguments.size)]
+    overrides += [] if arguments.seed is None else [f"seed={arguments.seed}"]
+    overrides += [] if arguments.device is None else [f"device={arguments.device}"]
+    path = config_path(arguments.config)
+    config = load_morph_config(path, overrides, base=base_of(path))
+
+    # torch is loaded from here on
     from .folder import check_folder, clear_checkpoints, open_folder
     from .morphing import execute, plan
     from .networks import device_of
     from .reassemble import show_written
     from .running import long_work
 
-    overrides = [*arguments.overrides, *size_override(arguments.size)]
-    overrides += [] if arguments.seed is None else [f"seed={arguments.seed}"]
-    overrides += [] if arguments.device is None else [f"device={arguments.device}"]
-    path = config_path(arguments.config)
-    config = load_morph_config(path, overrides, base=base_of(path))
     if arguments.plan:
         with session.console.progress() as bars:
             lines = plan(config, device=str(device_of(config.device)), progress=bars)
         for line in lines:
             session.console.result(line)
         return 0
-    if arguments.out is None:
-        raise UsageError("--out DIR is missing: where should the results go? (--plan alone needs none.)")
     device = device_of(config.device)
     text = dump_config(config, arguments.out)
     check_folder(arguments.out, arguments.overwrite, text)

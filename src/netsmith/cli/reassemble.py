@@ -62,15 +62,20 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     from netsmith.config import dump_config, load_reassemble_config
 
     from .configs import config_path
+
+    if not (arguments.out or arguments.plan or arguments.worker):
+        raise UsageError("--out DIR is missing: where should the results go? (--plan alone needs none.)")
+    overrides = [*arguments.overrides, *size_override(arguments.size)]
+    overrides += [] if arguments.seed is None else [f"seed={arguments.seed}"]
+    overrides += [] if arguments.device is None else [f"device={arguments.device}"]
+    config = load_reassemble_config(config_path(arguments.config), overrides)
+
+    # torch is loaded from here on
     from .execution import execute, plan
     from .folder import check_folder, clear_checkpoints, open_folder
     from .networks import device_of
     from .running import long_work
 
-    overrides = [*arguments.overrides, *size_override(arguments.size)]
-    overrides += [] if arguments.seed is None else [f"seed={arguments.seed}"]
-    overrides += [] if arguments.device is None else [f"device={arguments.device}"]
-    config = load_reassemble_config(config_path(arguments.config), overrides)
     if arguments.plan:
         with session.console.progress() as bars:
             lines = plan(config, device=str(device_of(config.device)), progress=bars)
@@ -79,8 +84,6 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
         return 0
     if arguments.worker:
         return work(arguments, config, session)
-    if arguments.out is None:
-        raise UsageError("--out DIR is missing: where should the results go? (--plan alone needs none.)")
     device = device_of(config.device)
     text = dump_config(config, arguments.out)
     check_folder(arguments.out, arguments.overwrite, text)

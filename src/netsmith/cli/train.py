@@ -41,9 +41,6 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     from netsmith.config import dump_config, load_train_config
 
     from .configs import config_path
-    from .folder import check_folder, clear_checkpoints, open_folder
-    from .networks import device_of
-    from .running import long_work
 
     overrides = [*arguments.overrides, *size_override(arguments.size)]
     if arguments.seed is not None:
@@ -54,6 +51,12 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     if arguments.device is not None:
         overrides = [*overrides, f"device={arguments.device}"]
     config = load_train_config(config_path(arguments.config), overrides)
+
+    # torch is loaded from here on
+    from .folder import check_folder, clear_checkpoints, open_folder
+    from .networks import device_of
+    from .running import long_work
+
     device = device_of(config.device)
     text = dump_config(config, arguments.out)
     check_folder(arguments.out, arguments.overwrite, text)

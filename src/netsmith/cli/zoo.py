@@ -18,7 +18,7 @@ from .parser import Parser, examples
 from .session import Session
 
 if TYPE_CHECKING:
-    from netsmith.core.zoo import ZooEntry
+    from netsmith.networks.entries import ZooEntry
 
 SUMMARY = "the networks there are (list), and zoo files (check)"
 EXAMPLES = (
@@ -97,8 +97,8 @@ def _list(arguments: argparse.Namespace, session: Session) -> int:
 
 
 def _check(arguments: argparse.Namespace, session: Session) -> int:
-    from netsmith.core.profile import format_count
-    from netsmith.core.zoo import load_zoo_file
+    from netsmith.networks.entries import load_zoo_file
+    from netsmith.search.budget import format_count
 
     entries = load_zoo_file(arguments.file)
     facts: list[dict[str, Any]] = []

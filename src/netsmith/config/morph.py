@@ -13,15 +13,8 @@ from netsmith.config.reading import load_config
 from netsmith.config.sections import DataSection, Machine, Section, one_of
 from netsmith.core.paths import as_path
 from netsmith.core.settings import TrainSettings
-from netsmith.core.zoo import ZooEntry
-from netsmith.morph.fit import FitSettings
-from netsmith.morph.generator import GENERATORS
-from netsmith.morph.inr import INR
-from netsmith.morph.paths import solver_names
-from netsmith.morph.rivals import RIVALS
-from netsmith.morph.space import MOST_RATIO
-
-_KINDS = tuple(dict.fromkeys((*GENERATORS, INR.kind)))
+from netsmith.morph.settings import GENERATORS, RIVALS, SOLVERS, FitSettings
+from netsmith.networks.entries import ZooEntry
 
 
 class SpaceSection(Section):
@@ -53,9 +46,9 @@ class SpaceSection(Section):
             raise ValueError(f"the range is empty: {low} is above {high}")
         # [1, 2] are channel counts; one float makes both ratios
         counts = isinstance(low, int) and isinstance(high, int)
-        if not counts and high > MOST_RATIO:
+        if not counts and high > limits.RATIO:
             raise ValueError(
-                f"{low} to {high} are ratios, as not both are whole numbers, and go up to {MOST_RATIO}; for channel "
+                f"{low} to {high} are ratios, as not both are whole numbers, and go up to {limits.RATIO}; for channel "
                 f"counts give two whole numbers, such as [16, 64]"
             )
         return (low, high) if counts else (float(low), float(high))
@@ -75,7 +68,7 @@ class OrderSection(Section):
     @field_validator("solver")
     @classmethod
     def _known(cls, value: str) -> str:
-        return one_of(value, solver_names())
+        return one_of(value, SOLVERS)
 
 
 class GeneratorSection(Section):
@@ -94,7 +87,7 @@ class GeneratorSection(Section):
     @field_validator("kind")
     @classmethod
     def _known(cls, value: str) -> str:
-        return one_of(value, _KINDS)
+        return one_of(value, GENERATORS)
 
 
 class RivalsSection(Section):
@@ -200,8 +193,8 @@ class MorphConfig(Machine):
     def _positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if min(value) <= 0:
             raise ValueError(f"ratios must be above 0, got {list(value)}")
-        if max(value) > MOST_RATIO:
-            raise ValueError(f"ratios go up to {MOST_RATIO}, got {list(value)}")
+        if max(value) > limits.RATIO:
+            raise ValueError(f"ratios go up to {limits.RATIO}, got {list(value)}")
         return tuple(dict.fromkeys(value))
 
 

@@ -89,6 +89,7 @@ def _from_here(keys: Sequence[str], value: Any) -> Any:
     try:
         if keys[0] == "data" and keys[-1] in {"data", "source"}:
             return anchored(value, here)
-        return str(parse_source(value, here)) if keys[0] in {"zoo", "network"} else value
+        names_network = keys[0] in {"zoo", "network"} and (keys[-1] == "source" or keys[-1].isdigit() or len(keys) == 1)
+        return str(parse_source(value, here)) if names_network else value
     except NetsmithError:
         return value  # no source, or a wrong one: checked where it arrives

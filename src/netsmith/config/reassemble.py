@@ -11,16 +11,13 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from netsmith import limits
 from netsmith.config.reading import load_config
 from netsmith.config.sections import DataSection, Machine, Section, one_of
+from netsmith.core.document import LOOK_UP
 from netsmith.core.paths import as_path
-from netsmith.core.profile import Budget
 from netsmith.core.settings import TrainSettings
-from netsmith.core.zoo import ZooEntry, check_names, load_zoo_file
 from netsmith.errors import ConfigError
-from netsmith.reassembly.adapters import STYLES
-from netsmith.reassembly.recipe import HeadMethod
-from netsmith.reassembly.scores import score_names
-from netsmith.reassembly.search import Solver
-from netsmith.reassembly.similarity import metric_names
+from netsmith.networks.entries import ZooEntry, check_names, load_zoo_file
+from netsmith.reassembly.names import METRICS, SCORES, STYLES, HeadMethod, Solver
+from netsmith.search.budget import Budget
 
 
 class ProbeSection(Section):
@@ -42,7 +39,7 @@ class SimilaritySection(Section):
     @field_validator("metric")
     @classmethod
     def _known(cls, value: str) -> str:
-        return one_of(value, metric_names())
+        return one_of(value, METRICS)
 
 
 class PartitionSection(Section):
@@ -57,7 +54,7 @@ class PartitionSection(Section):
 
 
 class BudgetSection(Budget):
-    """Bounds on the network; see `netsmith.core.profile.Budget`."""
+    """Bounds on the network; see `netsmith.Budget`."""
 
     latency_batch: int = Field(
         default=1, ge=1, le=limits.BATCH, description="images at once when latency and memory are measured"
@@ -116,12 +113,12 @@ class ScoreSection(Section):
     @field_validator("name")
     @classmethod
     def _known(cls, value: str) -> str:
-        return one_of(value, score_names())
+        return one_of(value, sorted(SCORES))
 
     @field_validator("also")
     @classmethod
     def _all_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(one_of(v, score_names()) for v in value)
+        return tuple(one_of(v, sorted(SCORES)) for v in value)
 
 
 class FinetuneSettings(TrainSettings):
@@ -139,9 +136,10 @@ class FinetuneSettings(TrainSettings):
 def _read_zoo(value: Any, info: Any) -> Any:
     if not isinstance(value, str):
         return value
-    base = (info.context or {}).get("base", Path())
+    context = info.context or {}
     try:
-        return load_zoo_file(base / as_path(value, ConfigError))
+        path = context.get("base", Path()) / as_path(value, ConfigError)
+        return load_zoo_file(path, look_up=context.get(LOOK_UP, True))
     except ConfigError as error:
         raise ValueError(str(error)) from error
 

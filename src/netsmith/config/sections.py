@@ -9,16 +9,14 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from netsmith import limits
-from netsmith.core.data import DATA_SOURCES
 from netsmith.core.device_names import is_device_name
 from netsmith.core.paths import as_path
-from netsmith.core.settings import TrainSettings
+from netsmith.core.settings import DESCRIPTION, Precision, TrainSettings
+from netsmith.data.names import FILE_KINDS, KINDS
 from netsmith.errors import DataError, did_you_mean
-from netsmith.training.precision import DESCRIPTION, Precision
 
 Side = Annotated[int, Field(ge=4, le=limits.SIDE)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-FILE_SOURCES = ("folder", "images", "masks", "parquet")
 
 
 class Section(BaseModel):
@@ -62,8 +60,8 @@ class DataSection(Section):
     @classmethod
     def _known(cls, value: str, info: Any) -> str:
         kind = value.partition(":")[0]
-        if kind not in DATA_SOURCES:
-            raise ValueError(f"unknown data source '{value}'. {did_you_mean(kind, DATA_SOURCES)}")
+        if kind not in KINDS:
+            raise ValueError(f"unknown data source '{value}'. {did_you_mean(kind, KINDS)}")
         base = (info.context or {}).get("base")
         return value if base is None else anchored(value, base)
 
@@ -71,7 +69,7 @@ class DataSection(Section):
 def anchored(source: str, base: Path) -> str:
     """A data source whose relative path, if it has one, starts from `base`."""
     kind, colon, path = source.partition(":")
-    if not colon or kind not in FILE_SOURCES or not path:
+    if not colon or kind not in FILE_KINDS or not path:
         return source
     return f"{kind}:{base / as_path(path, DataError)}"
 

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from netsmith.config.reading import load_config
 from netsmith.config.sections import DataSection, Machine
 from netsmith.core.settings import TrainSettings
-from netsmith.core.zoo import ZooEntry
+from netsmith.networks.entries import ZooEntry
 
 
 class TrainConfig(Machine):

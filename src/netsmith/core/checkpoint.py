@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from netsmith.core.cache import independent
 from netsmith.core.changes import changes
 from netsmith.core.output import write_bytes
+from netsmith.core.settings import Precision
 from netsmith.errors import TrainingError
-from netsmith.training.precision import Precision
 
 LAST = "last.safetensors"
 """Model, average and optimizer after the last complete epoch, or within one: what a run resumes from."""

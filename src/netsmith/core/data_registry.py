@@ -14,6 +14,7 @@ from torch import Tensor
 
 from netsmith.core.images import ImageSet
 from netsmith.core.paths import as_path
+from netsmith.data.names import KINDS
 from netsmith.errors import DataError, did_you_mean
 
 
@@ -55,6 +56,8 @@ def data_source(kind: str) -> Callable[[_F], _F]:
 
     def register(function: _F) -> _F:
         DATA_SOURCES[kind] = function
+        if kind not in KINDS:
+            KINDS.append(kind)
         return function
 
     return register

@@ -16,6 +16,9 @@ from netsmith.errors import ConfigError, did_you_mean
 
 M = TypeVar("M", bound=BaseModel)
 
+LOOK_UP = "look_up"
+"""Key of a validator's context: whether it may ask the libraries for what a file names. They take seconds to load."""
+
 
 def read_file(path: Path) -> str:
     """The text of a config file.
@@ -49,7 +52,8 @@ def validate(document: Document, model: type[M], where: str, *, context: Mapping
         document: its faults so far are reported together with the model's.
         model: what it must be.
         where: what to call it in the message (a file's name).
-        context: for the model's validators.
+        context: for the model's validators, which are run twice: `LOOK_UP` is False at first, and True once all that
+            they can tell without the libraries is right. Where it is False in this context, that is all.
 
     Raises:
         ConfigError: all faults, in the order of their lines.
@@ -66,12 +70,16 @@ def validate(document: Document, model: type[M], where: str, *, context: Mapping
             Fault(*_at(document, path), "expected text, got something that is no Unicode") for path in _broken(value)
         ]
         faults += broken
-        try:
-            result = None if broken else model.model_validate(value, context=dict(context or {}))
-        except ValidationError as error:
-            known = {f.key for f in faults}
-            found = [_explain(document, model, e) for e in error.errors(include_url=False)]
-            faults += [f for f in found if f.key not in known]
+        context = dict(context or {})
+        for look_up in (False, True) if context.get(LOOK_UP, True) else (False,):
+            if broken or (look_up and faults):
+                break
+            try:
+                result = model.model_validate(value, context={**context, LOOK_UP: look_up})
+            except ValidationError as error:
+                known = {f.key for f in faults}
+                found = [_explain(document, model, e) for e in error.errors(include_url=False)]
+                faults += [f for f in found if f.key not in known]
     if faults or result is None:
         faults = sorted(dict.fromkeys(faults), key=lambda f: f.order)
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
@@ -246,10 +254,12 @@ def _bools(model: Any, value: Any, path: Keys, branches: Sequence[Any] | None = 
     return [p for k, v in items if (under := _child(branches, k)) for p in _bools(model, v, (*path, k), under)]
 
 
-def load_document(path: Path, model: type[M]) -> M:
-    """Read a YAML file as a model; its validators get the file's folder as `base` in their context.
+def load_document(path: Path, model: type[M], *, look_up: bool = True) -> M:
+    """Read a YAML file as a model; its validators get the file's folder as `base` in their context, and `look_up`.
 
     Raises:
         ConfigError: the file cannot be read, or has faults: all of them at once, each with its line.
     """
-    return validate(read_yaml(read_file(path)), model, str(path), context={"base": path.resolve().parent})
+    return validate(
+        read_yaml(read_file(path)), model, str(path), context={"base": path.resolve().parent, LOOK_UP: look_up}
+    )

@@ -16,14 +16,13 @@ from netsmith.core.objective import Objective, Step, Supervised
 from netsmith.core.preprocess import Preprocessing, chosen
 from netsmith.core.profile import images_at_once
 from netsmith.core.session import chosen_parameters, kept_modes, own_randomness, placed, session, settled
-from netsmith.core.settings import TrainSettings, lr_factor
+from netsmith.core.settings import Precision, TrainSettings, lr_factor
 from netsmith.core.synced_norms import synced_norms
 from netsmith.core.tasks import Task
 from netsmith.core.training_run import TrainingRun, TrainResult
 from netsmith.errors import TrainingError
 from netsmith.networks.classes import by_name
 from netsmith.trace.checks import original, unusable
-from netsmith.training.precision import Precision
 
 __all__ = ["Objective", "Progress", "Step", "TrainResult", "TrainSettings", "evaluate", "lr_factor", "train"]
 

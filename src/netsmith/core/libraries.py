@@ -24,8 +24,7 @@ from netsmith.core.building import TooLargeError, bounded, call, check_options, 
 from netsmith.core.cache import digest
 from netsmith.core.consent import check_code, origin
 from netsmith.core.library_smp import smp_build, smp_facts
-from netsmith.core.sources import HELP, IMAGENET_MEAN, IMAGENET_STD, Facts, Source, seeded
-from netsmith.core.weights import check_weights_file
+from netsmith.core.sources import HELP, IMAGENET_MEAN, IMAGENET_STD, Facts, Source, check_here, seeded
 from netsmith.errors import SourceError, did_you_mean
 from netsmith.models import BUILDERS
 
@@ -51,9 +50,8 @@ def check_source(source: Source) -> None:
     Raises:
         SourceError: they do not, with the nearest names. WeightsError: the weights file is missing or no checkpoint.
     """
+    check_here(source)
     _FACTS[source.scheme](source, False)
-    if source.weights is not None:
-        check_weights_file(source.weights)
 
 
 def build(source: Source, *, pretrained: bool, seed: int, options: Mapping[str, Any]) -> nn.Module:
@@ -110,8 +108,7 @@ def state_values(source: Source, options: Mapping[str, Any], *, parameters: bool
 
 
 def _netsmith_facts(source: Source, pretrained: bool) -> Facts:
-    if source.name not in BUILDERS:
-        raise SourceError(f"There is no network 'netsmith:{source.name}'. {did_you_mean(source.name, BUILDERS)}")
+    check_here(source)
     note = "random weights: name a file with #WEIGHTS" if source.weights is None else ""
     task = getattr(BUILDERS[source.name], "task", "classification")
     return Facts(mean=IMAGENET_MEAN, std=IMAGENET_STD, note=note, task=task)
@@ -265,11 +262,8 @@ def _tv_build(source: Source, known: Facts, pretrained: bool, options: dict[str,
 
 
 def _py_facts(source: Source, pretrained: bool) -> Facts:
-    path = Path(source.name)
-    if not path.is_file():
-        beside = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise SourceError(f"There is no file {path}. {did_you_mean(path.name, beside)}".rstrip())
-    return Facts(note=f"runs your code: {source.detail} of {path}")
+    check_here(source)
+    return Facts(note=f"runs your code: {source.detail} of {source.name}")
 
 
 def _py_build(source: Source, known: Facts, pretrained: bool, options: dict[str, Any]) -> nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -20,7 +19,7 @@ from netsmith.core.cache import digest
 from netsmith.core.libraries import build, class_names, commercial_use, facts
 from netsmith.core.output import sha256_file
 from netsmith.core.preprocess import INTERPOLATIONS, Preprocess, per_channel, remember, remembered
-from netsmith.core.sources import SCHEMES, Facts, Source, parse_source
+from netsmith.core.sources import SCHEMES, Facts, Source, parse_source, speakable
 from netsmith.core.structure import structure
 from netsmith.core.weights import load_state, load_weights_file, mismatch
 from netsmith.errors import ArtifactError, SourceError
@@ -205,11 +204,6 @@ def _triple(size: Sequence[int]) -> tuple[int, int, int]:
     if fault is not None:
         raise SourceError(f"input_size is (channels, height, width): {fault}.")
     return (int(size[0]), int(size[1]), int(size[2]))
-
-
-def speakable(name: str) -> str:
-    """A name with everything replaced that a block's name (`network[0:3]`) or a file's could not bear."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
 
 
 def _open_artifact(source: Source, run_code: bool) -> tuple[Facts, nn.Module, Mapping[str, Any]]:

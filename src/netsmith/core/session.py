@@ -14,8 +14,9 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 
 from netsmith.core.processes import agree, any_of_us, world
+from netsmith.core.settings import Precision
 from netsmith.errors import TrainingError
-from netsmith.training.precision import Precision, automatic, relative_time
+from netsmith.training.precision import automatic, relative_time
 
 _log = logging.getLogger("netsmith.train")
 

@@ -8,7 +8,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from netsmith import limits
-from netsmith.training.precision import DESCRIPTION, Precision
+
+Precision = Literal["auto", "no", "bf16", "fp16"]
+"""`no` is float32; `auto` is bf16 where it is faster than float32, and float32 elsewhere."""
+
+DESCRIPTION = "no (float32), bf16, fp16 (needs a GPU), or auto: bf16 where it is faster than float32"
 
 
 class TrainSettings(BaseModel):

@@ -1,21 +1,17 @@
-"""Source strings and the libraries behind them: what a source names, what it would download, and how it is built."""
+"""Source strings: what they name. Without the libraries behind them, which take seconds to load."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import timm
-import timm.models
-import torch
-import torchvision.models as tv
-
 from netsmith.core.consent import origin
 from netsmith.core.paths import as_path
 from netsmith.errors import SourceError, did_you_mean
-from netsmith.models import BUILDERS
+from netsmith.networks.files import check_weights_file
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -25,6 +21,14 @@ HELP = (
     "optionally with #WEIGHTS (a local file), or the folder of an artifact, or hf:ORG/NAME, an artifact of the "
     "Hugging Face Hub."
 )
+OWN = (
+    "conv_vae", *(f"cifar_resnet{depth}" for depth in (20, 32, 44, 56, 110)), "lenet", "plain_cnn", "separable_cnn",
+    "small_vit",
+)  # fmt: skip
+"""Names of the networks that `netsmith.models` builds."""
+HUB = "hf"
+"""Scheme of artifacts that are fetched before anything can be said of them."""
+
 Fetcher = Callable[[str], Path]
 _fetchers: dict[str, Fetcher] = {}
 
@@ -145,8 +149,33 @@ def _parse_folder(text: str, base: Path | None) -> Source:
     raise SourceError(f"'{text}' is neither a source nor the folder of an artifact. {hint}{HELP}")
 
 
+def check_here(source: Source) -> None:
+    """Check netsmith's own names and the files of a source; no library is loaded, and nothing is fetched or run.
+
+    Raises:
+        SourceError: there are none such, with the nearest names.
+        WeightsError: the weights file is missing or no checkpoint.
+    """
+    if source.scheme == "netsmith" and source.name not in OWN:
+        raise SourceError(f"There is no network 'netsmith:{source.name}'. {did_you_mean(source.name, OWN)}")
+    path = Path(source.name)
+    if source.scheme == "py" and not path.is_file():
+        beside = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise SourceError(f"There is no file {path}. {did_you_mean(path.name, beside)}".rstrip())
+    if source.weights is not None:
+        check_weights_file(source.weights)
+
+
+def speakable(name: str) -> str:
+    """A name with everything replaced that a block's name (`network[0:3]`) or a file's could not bear."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
+
+
 def _names() -> dict[str, list[str]]:
-    return {"netsmith": list(BUILDERS), "timm": timm.list_models(), "torchvision": tv.list_models(module=tv)}
+    import timm
+    import torchvision.models as tv
+
+    return {"netsmith": list(OWN), "timm": timm.list_models(), "torchvision": tv.list_models(module=tv)}
 
 
 def _anchor(path: str, base: Path | None) -> Path:
@@ -159,6 +188,8 @@ def _anchor(path: str, base: Path | None) -> Path:
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """A random stream of its own on the CPU; afterwards the caller's goes on as if nothing had been drawn."""
+    import torch
+
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

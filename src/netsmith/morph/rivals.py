@@ -9,7 +9,7 @@ import copy
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from netsmith.core.profile import count_macs, count_params
 from netsmith.core.settings import TrainSettings
 from netsmith.errors import DissectionError, MorphError, did_you_mean
 from netsmith.morph.finetuning import Teacher, finetuned, lesson, named, optimizer_steps
-from netsmith.morph.fit import FitSettings, fit
+from netsmith.morph.fit import fit
 from netsmith.morph.generator import make_generator
 from netsmith.morph.morphable import Morphable, check_split
 from netsmith.morph.ordering import order_channels
@@ -33,18 +33,9 @@ from netsmith.morph.pipeline import Judge, Morphed
 from netsmith.morph.preparing import with_norms
 from netsmith.morph.pruning import Importance, pruned
 from netsmith.morph.recalibrating import has_statistics
+from netsmith.morph.settings import RIVALS, FitSettings, Rival
 
 __all__ = ["RIVALS", "Rival", "finetuned", "fresh", "lesson", "optimizer_steps", "pruned", "rivals"]
-
-Rival = Literal["l1", "taylor", "nested", "alone"]
-
-RIVALS: dict[str, str] = {
-    "l1": "Torch-Pruning L1",
-    "taylor": "Torch-Pruning Taylor",
-    "nested": "nested",
-    "alone": "trained alone",
-}
-"""What rivals are called in results, by what is asked for."""
 
 _VERSION = "rivals 2"  # raise it when what is measured changes, so that nothing older is taken from a cache
 

@@ -27,11 +27,10 @@ from torch import Tensor, nn
 
 from netsmith.core.graph import Cut, Layout
 from netsmith.errors import RecipeError, did_you_mean
+from netsmith.reassembly.names import STYLES, Style
 
-Style = Literal["identity", "linear", "conv3", "dery"]
 Resize = Literal["none", "pool", "bilinear", "mixed", "sequence"]
 
-STYLES: tuple[str, ...] = ("auto", *get_args(Style))
 CONV3_PARAMS = 1 << 16
 """Most weights of a 3x3 kernel that style "auto" takes: 85 channels to 85. Where blocks are wider, 1x1 is used."""
 RESIZES: tuple[str, ...] = get_args(Resize)

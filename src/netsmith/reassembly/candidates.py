@@ -20,10 +20,11 @@ from netsmith.reassembly.adapters import AdapterSpec, build_adapter, spec_cost
 from netsmith.reassembly.affinity import CutOf, StitchCosts, stitch_costs
 from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.heads import head_cost, plan_head
+from netsmith.reassembly.names import Solver
 from netsmith.reassembly.parents import Parent, chains_of
 from netsmith.reassembly.partition import Partition
 from netsmith.reassembly.recipe import Recipe
-from netsmith.reassembly.search import Choice, SearchResult, Solver, k_best
+from netsmith.reassembly.search import Choice, SearchResult, k_best
 from netsmith.reassembly.stitch import join
 
 Matrix = NDArray[np.float64]

@@ -17,7 +17,8 @@ from netsmith.core.images import no_labels
 from netsmith.core.measure import standard_error
 from netsmith.errors import RecipeError
 from netsmith.reassembly.adapters import to_map
-from netsmith.reassembly.recipe import HeadMethod, HeadSpec
+from netsmith.reassembly.names import HeadMethod
+from netsmith.reassembly.recipe import HeadSpec
 from netsmith.reassembly.regression import Moments, solve_ridge, solve_shifted
 
 HEAD_RIDGES: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)

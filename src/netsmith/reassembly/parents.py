@@ -21,13 +21,13 @@ from netsmith.core.processes import own_device
 from netsmith.core.profile import Budget
 from netsmith.core.running import check_runs
 from netsmith.core.session import placed
+from netsmith.core.settings import Precision
 from netsmith.core.sources import SCHEMES
 from netsmith.core.tasks import Classification
 from netsmith.core.trained import architecture
 from netsmith.errors import DataError, DissectionError, RecipeError, ZooError
 from netsmith.networks.classes import by_name
 from netsmith.reassembly.recipe import InputSpec, NetworkRef, Recipe
-from netsmith.training.precision import Precision
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,10 +18,11 @@ from netsmith.core.profile import Budget
 from netsmith.reassembly.candidates import Candidate
 from netsmith.reassembly.facts import facts_of
 from netsmith.reassembly.finetuning import Trainable
+from netsmith.reassembly.names import Solver
 from netsmith.reassembly.parents import Parent
 from netsmith.reassembly.partition import Partition
 from netsmith.reassembly.recipe import FitSpec, Recipe
-from netsmith.reassembly.search import SearchResult, Solver
+from netsmith.reassembly.search import SearchResult
 from netsmith.reassembly.similarity import SimilarityTable
 from netsmith.reassembly.steps import Clock, Init, Run, Size
 from netsmith.reassembly.stitch import Assembled

@@ -18,11 +18,10 @@ from netsmith.errors import RecipeError, did_you_mean
 from netsmith.json_text import parse_json
 from netsmith.reassembly.adapters import AdapterSpec
 from netsmith.reassembly.blocks import Block
+from netsmith.reassembly.names import HeadMethod
 from netsmith.reassembly.regression import RIDGES
 
 VERSION = 1
-
-HeadMethod = Literal["auto", "keep", "ridge", "lda"]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from netsmith.core.images import no_labels
 from netsmith.core.profile import images_at_once
 from netsmith.errors import ConfigError, RecipeError, did_you_mean
 from netsmith.reassembly.intercept import Outputs, PenultimateFeatures, SignCodes, WithoutNorms
+from netsmith.reassembly.names import SCORES
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ def score(name: str) -> Callable[[Score], Score]:
                 return float(function(ctx))
 
         _SCORES[name] = guarded
+        if name not in SCORES:
+            SCORES.append(name)
         return guarded
 
     return register

@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.branch_and_bound import Found, branch_and_bound
 from netsmith.reassembly.infeasible import explain
 from netsmith.reassembly.integer_program import integer_program
+from netsmith.reassembly.names import Solver
 from netsmith.reassembly.search_space import (
     Floats,
     Limit,
@@ -37,7 +37,6 @@ from netsmith.reassembly.search_space import (
 
 Number = int | float
 Bounds = tuple[Number | None, Number | None]
-Solver = Literal["exact", "milp", "cpsat"]
 
 #: Resources of which an assembly has the greatest of its parts, not the sum.
 PEAKS = ("peak_bytes",)

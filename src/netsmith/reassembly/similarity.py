@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from netsmith.errors import ArtifactError, DataError, NetsmithError, did_you_mean
+from netsmith.reassembly.names import METRICS
 from netsmith.reassembly.representation import Representations
 
 Gram = Float[Tensor, "n n"]
@@ -41,6 +42,8 @@ def similarity_metric(name: str) -> Callable[[Metric], Metric]:
 
     def register(function: Metric) -> Metric:
         _METRICS[name] = function
+        if name not in METRICS:
+            METRICS.append(name)
         return function
 
     return register

@@ -44,6 +44,7 @@ from netsmith.reassembly.candidates import (
     with_latencies,
 )
 from netsmith.reassembly.finetuning import Trainable, finetune
+from netsmith.reassembly.names import Solver
 from netsmith.reassembly.parents import (
     Parent,
     chains_of,
@@ -58,7 +59,7 @@ from netsmith.reassembly.partition import Partition, check_feasible, partition
 from netsmith.reassembly.recipe import FitSpec, Recipe
 from netsmith.reassembly.representation import Representations, represent
 from netsmith.reassembly.scores import ScoreContext, get_score
-from netsmith.reassembly.search import SearchResult, Solver
+from netsmith.reassembly.search import SearchResult
 from netsmith.reassembly.similarity import SimilarityTable, similarity
 from netsmith.reassembly.stitch import Assembled, Probe, ProbeCache, assemble, plan_recipe, recipe_cost
 

@@ -10,11 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Precision = Literal["auto", "no", "bf16", "fp16"]
-"""`no` is float32; `auto` is bf16 where it is faster than float32, and float32 elsewhere."""
-
-DESCRIPTION = "no (float32), bf16, fp16 (needs a GPU), or auto: bf16 where it is faster than float32"
-
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Where a processor computes in bfloat16, a step takes 0.5 to 0.8 of its time in float32 above these two numbers

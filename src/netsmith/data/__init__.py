@@ -1,0 +1,1 @@
+"""Images and what they are read from."""
