@@ -57,8 +57,14 @@ def test_what_an_interrupted_demo_says_goes_on(tmp_path, capsys, monkeypatch):
     """It is stopped in its last phase, where the reassembly's summary is there already."""
     out, done = tmp_path / "demo", []
 
+    states = [out / part / "checkpoints" / "a" / "last.safetensors" for part in (".", "zoo/plain", "any_width")]
+
     def reassembled(folder, *_):
         (folder / "summary.json").write_text("{}")
+        for state in states:
+            state.parent.mkdir(parents=True)
+            state.touch()
+        (out / "zoo" / "plain" / "artifact").mkdir()
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -75,7 +81,11 @@ def test_what_an_interrupted_demo_says_goes_on(tmp_path, capsys, monkeypatch):
     assert main(["demo", "--out", str(out)]) == 130
     (again,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  netsmith ")]
     monkeypatch.setattr(demo, "morph_result", silent)
+    assert all(state.exists() for state in states)
+    monkeypatch.setattr(demo, "reassemble_zoo", silent)
     assert main(again.split()[1:]) == 0
     assert "going on with the unfinished run" in capsys.readouterr().err
+    assert not list(out.rglob("checkpoints"))
+    assert (out / "zoo" / "plain" / "artifact").exists()
     assert main(again.split()[1:]) == 2
     assert "exists and is not empty" in capsys.readouterr().err

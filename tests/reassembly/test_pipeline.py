@@ -62,6 +62,29 @@ def result(digits):
     return reassemble(zoo(), digits, Budget(params="150k"), also=("params", "naswot"), **SETTINGS)
 
 
+@pytest.mark.parametrize("score", ["stitch", "naswot", "synflow"])
+def test_no_network_is_built_twice(digits, tmp_path, monkeypatch, score):
+    built = []
+    assemble = steps.assemble
+
+    def counted(recipe, *arguments, **settings):
+        built.append(recipe.digest)
+        return assemble(recipe, *arguments, **settings)
+
+    monkeypatch.setattr(steps, "assemble", counted)
+    settings = {**SETTINGS, "candidates": 3, "score": score, "cache": Cache(tmp_path)}
+    first = reassemble(zoo(), digits, Budget(params="150k"), **settings)
+    assert len(built) == len(set(built)) == len(first.candidates) == 3
+    # with the scores from the cache nothing was kept: the chosen one is built, and is the same
+    again = reassemble(zoo(), digits, Budget(params="150k"), **settings)
+    assert len(built) == 4
+    assert again.recipe == first.recipe
+    assert again.accuracy == first.accuracy
+    assert again.candidates[0].stitched == first.candidates[0].stitched
+    state = again.module.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in first.module.state_dict().items())
+
+
 def test_the_chosen_network_keeps_the_budget_and_mixes(result):
     chosen = next(c for c in result.candidates if c.recipe is result.recipe)
     assert chosen.params <= 150_000

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     from netsmith.report import write_report
 
     from . import morph, reassemble, train
-    from .folder import check_folder, open_folder
+    from .folder import check_folder, clear_checkpoints, open_folder
     from .networks import device_of
 
     device = str(device_of(arguments.device or "cpu"))
@@ -71,6 +71,8 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
             morph_result(out, arguments.seed, device, bars)
         write_report(out)  # once more: it links to the family that is there now
         session.finished = True
+        for folder in (out, out / "any_width", *(out / "zoo" / name for name in MEMBERS)):
+            clear_checkpoints(folder)
     finally:
         torch.set_num_threads(threads)
     console.result("\nThat network at any width, from one artifact:")

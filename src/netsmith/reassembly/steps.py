@@ -109,6 +109,7 @@ class Run:
         self._identity = {n.name: n.identity() for n in networks}
         self._probe: Probe | None = None
         self._shared = ProbeCache()
+        self._leading: tuple[tuple[float, int], Assembled] | None = None
 
     @property
     def chains(self) -> dict[str, Chain]:
@@ -298,16 +299,19 @@ class Run:
     ) -> list[tuple[Recipe, dict[str, float]]]:
         """Every recipe with its scores and what its fit has decided; each is built and scored by one process."""
 
-        def piece(recipe: Recipe) -> Piece:
+        def piece(place: int, recipe: Recipe) -> Piece:
             def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
                 module = self.build(recipe, init, probe)
                 scores = self._scores(module, names, images, labels)
+                rank = (scores[names[0]], -place)
+                if self._leading is None or rank > self._leading[0]:
+                    self._leading = rank, module
                 return {}, {"scores": scores, "recalibrate": module.recipe.fit.recalibrate}
 
             about = (recipe.digest, init, sorted(names), self._weights_of(recipe))
             return Piece(f"scores-{digest(3, *about, probe.images, images, labels)}", "", compute)
 
-        entries = self.steps.share("scoring candidates", [piece(recipe) for recipe in recipes])
+        entries = self.steps.share("scoring candidates", [piece(*item) for item in enumerate(recipes)])
         return [
             (
                 replace(recipe, fit=replace(recipe.fit, recalibrate=entry.meta["recalibrate"])),
@@ -333,6 +337,13 @@ class Run:
             module = assemble(recipe, self.chains, init=init, probe=probe, cache=self._shared)
         return module.cpu()
 
+    def _built(self, recipe: Recipe, init: Init, probe: Probe) -> Assembled:
+        """Return the best network of this process's scoring, if it is that of the recipe, or build it."""
+        leading, self._leading = self._leading, None
+        if leading is not None and leading[1].recipe == recipe:
+            return leading[1]
+        return self.build(recipe, init, probe)
+
     def _preprocess(self, recipe: Recipe):
         return next(p.network.preprocess for p in self.parents if p.name == recipe.stem)
 
@@ -354,7 +365,7 @@ class Run:
         best: tuple[Candidate, Assembled, TrainResult, dict[str, Tensor]] | None = None
         with self.steps.step("finetuning"):
             for candidate in ranked[: finalists if settings is not None else 1]:
-                module = self.build(candidate.recipe, init, self._probe)
+                module = self._built(candidate.recipe, init, self._probe)
                 stitched = copied_state(module)
                 candidate.stitched = self._accuracy(module, candidate.recipe, "validation")
                 if settings is None:
