@@ -6,12 +6,14 @@ import math
 import re
 from pathlib import Path
 
+import jaxtyping
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save_file
 
+from netsmith.cli import execution
 from netsmith.config import (
     HEADER,
     MorphConfig,
@@ -24,6 +26,7 @@ from netsmith.config import (
     load_reassemble_config,
     load_train_config,
 )
+from netsmith.core.data import open_data
 from netsmith.core.settings import TrainSettings
 from netsmith.core.yaml_text import read_yaml, write_yaml
 from netsmith.core.zoo import load_source
@@ -473,3 +476,58 @@ def test_weights_of_a_morph_start_from_the_config_the_working_folder_or_the_base
     assert load_morph_config(file).weights == tmp_path / "sub/a.safetensors"
     assert load_morph_config(file, base=tmp_path).weights == tmp_path / "a.safetensors"
     assert load_morph_config(file, ["weights=b.safetensors"]).weights == tmp_path / "b.safetensors"
+
+
+def leaves(model: type[BaseModel], path: str = "") -> set[str]:
+    return {
+        leaf
+        for key, field in model.model_fields.items()
+        for leaf in (
+            leaves(field.annotation, f"{path}{key}.")
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+            else {f"{path}{key}"}
+        )
+    }
+
+
+CHANGES = """
+probe.images=100 probe.grid=2 similarity.metric=lr similarity.biased=true partition.k=3 partition.eps=0.3
+partition.size=macs partition.restarts=7 budget.params=1M budget.macs=1G budget.latency_ms=9 budget.memory_mb=99
+budget.latency_batch=2 search.candidates=21 search.distinct_sets=false search.mix=false search.solver=milp
+stitch.style=linear stitch.init=random stitch.ridge=0.5 stitch.head=lda stitch.recalibrate=true stitch.images=99
+score.name=knn score.also=[knn] score.images=99 score.finalists=2 finetune=null trainable=adapters seed=3
+precision=no data.size=12 data.ignore=1 data.validation_fraction=0.2 data.seed=4 data.source=folder:x
+pretrained=false zoo=[netsmith:lenet,netsmith:small_vit]
+"""
+
+
+def test_every_key_of_a_reassembly_reaches_the_library(monkeypatch):
+    splits, seen = open_data("digits"), []
+
+    def recorded(*arguments, **settings):
+        seen.append((arguments, {key: value for key, value in settings.items() if key != "cache"}))
+        return splits
+
+    def called(*overrides: str) -> str:
+        seen.clear()
+        config = load_reassemble_config("zoo: [netsmith:lenet, netsmith:plain_cnn]\ndata: digits\n", overrides)
+        with pytest.raises(jaxtyping.TypeCheckError):  # it gives splits, where a network was due
+            execution._reassemble(config, cache=Path("cache"), checkpoints=None, device="cpu", progress=None)
+        assert len(seen) == 3
+        seen[2] = (seen[2][0][2:], seen[2][1])  # without the networks and the splits
+        return repr(seen)
+
+    for name in ("open_data", "load_zoo", "reassemble"):
+        monkeypatch.setattr(execution, name, recorded)
+    plain = called()
+    for change in CHANGES.split():
+        assert called(change) != plain, change
+    # the device is read by the command line
+    assert {change.partition("=")[0] for change in CHANGES.split()} == leaves(ReassembleConfig) - {"device"}
+
+
+def test_a_batch_size_of_the_probe_is_refused_with_the_reason():
+    (found,) = faults(GOOD + "probe: {batch_size: 64}\n")
+    assert found.startswith("line 8: probe: batch_size has never changed anything, and is gone")
+    (found,) = faults(GOOD, overrides=("probe.batch_size=64",))
+    assert "is gone" in found

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -255,17 +256,25 @@ def test_as_many_steps_as_promised_are_made(network, digits):
         finetuned(network.model, network, digits, TASK, TRAINING, 1, distillation=1.5)
 
 
-def test_the_loss_is_that_of_fitting(morphed, digits):
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_is_that_of_fitting(morphed, digits, smoothing):
     base, space = copy.deepcopy(morphed.prepared.model), morphed.space
     nested = Morphable(base, space, make_generator("nested", base.state_dict(), space.groups))
     images = morphed.network.preprocess(digits.train.images(range(16)))
     labels, step = digits.train.labels[:16], Step(0, 1, 0, 0)
     shares = FitSettings(draws=("low",), distillation=0.3, temperature=3.0)
-    fitting = Fitting(TASK, shares, 0, (1.0,)).loss(nested, images, labels, step)
+    fitting = Fitting(TASK, shares, 0, (1.0,), smoothing).loss(nested, images, labels, step)
     plain = nested.module(space.low)
-    ours = Distilling(TASK, Teacher(morphed.prepared.model), 0.3, 3.0, None).loss(plain, images, labels, step)
+    ours = Distilling(TASK, Teacher(morphed.prepared.model), 0.3, 3.0, None, None, smoothing).loss(
+        plain, images, labels, step
+    )
     assert float(ours.detach()) == pytest.approx(float(fitting.detach()), rel=1e-5)
     assert ours.requires_grad
+    outputs, taught = plain(images), morphed.prepared.model(images)
+    expected = 0.7 * F.cross_entropy(outputs, labels, label_smoothing=smoothing) + 0.3 * TASK.distil(
+        outputs, taught, 3.0
+    )
+    assert float(ours.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 class Counting(nn.Module):

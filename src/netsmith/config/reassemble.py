@@ -27,7 +27,16 @@ class ProbeSection(Section):
     grid: int | None = Field(
         default=None, ge=1, le=1000, description="compare s x s means instead of one mean a channel"
     )
-    batch_size: int = Field(default=128, ge=1, le=limits.BATCH)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_batch_size(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "batch_size" in value:
+            raise ValueError(
+                "batch_size has never changed anything, and is gone: images run in batches that suit the memory of a "
+                "layer. Remove this key"
+            )
+        return value
 
 
 class SimilaritySection(Section):

@@ -69,7 +69,9 @@ class Distilling:
         temperature: float,
         scope: Key | None,
         fronts: Memory | None = None,
+        smoothing: float = 0.0,
     ) -> None:
+        self.smoothing = smoothing
         self.task, self.teacher, self.share, self.temperature, self.scope = task, teacher, share, temperature, scope
         self.fronts = Memory(0) if fronts is None else fronts
 
@@ -86,7 +88,7 @@ class Distilling:
             outputs = model(images).float()
         loss = outputs.new_zeros(())
         if self.share < 1:
-            loss = loss + (1 - self.share) * self.task.loss(outputs, targets)
+            loss = loss + (1 - self.share) * self.task.loss(outputs, targets, self.smoothing)
         if self.share:
             loss = loss + self.share * self.task.distil(outputs, self.teacher(images, key), self.temperature)
         return loss
@@ -165,7 +167,8 @@ def finetuned(
     scope = (lessons.fingerprint, settings.batch_size, settings.seed, settings.augment)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameters is None or name in parameters)
-    objective = Distilling(task, teaches, distillation, temperature, None if mixed else scope, fronts)
+    scoped = None if mixed else scope
+    objective = Distilling(task, teaches, distillation, temperature, scoped, fronts, settings.label_smoothing)
 
     start = evaluate(model, data.validation, task, preprocess=network.preprocess, device=device)
     state = copied_state(model)

@@ -54,8 +54,10 @@ class Fitting:
     each view.
     """
 
-    def __init__(self, task: Task, settings: FitSettings, seed: int, judged: tuple[float, ...]) -> None:
-        self.task, self.settings, self.seed, self.judged = task, settings, seed, judged
+    def __init__(
+        self, task: Task, settings: FitSettings, seed: int, judged: tuple[float, ...], smoothing: float = 0.0
+    ) -> None:
+        self.task, self.settings, self.seed, self.judged, self.smoothing = task, settings, seed, judged, smoothing
         self._memory = Memory(settings.cache_mb * 2**20)
 
     def identity(self) -> str:
@@ -105,7 +107,7 @@ class Fitting:
         share = self.settings.distillation
         loss = outputs.new_zeros(())
         if share < 1:
-            loss = loss + (1 - share) * self.task.loss(outputs, targets)
+            loss = loss + (1 - share) * self.task.loss(outputs, targets, self.smoothing)
         if share:
             loss = loss + share * self.task.distil(outputs, taught, self.settings.temperature)
         if self.settings.norm:
@@ -233,7 +235,7 @@ def fit(
         if settings.coarse_alone:
             high = min(high, 1.5 * low)
         judged = tuple(dict.fromkeys((high, round((low + high) / 2, 4), low)))
-    objective = Fitting(task, settings, training.seed, judged)
+    objective = Fitting(task, settings, training.seed, judged, training.label_smoothing)
 
     def measured(model: nn.Module) -> dict[str, float]:
         return evaluate(model, data.validation, task, preprocess=preprocess, device=device)
