@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent / "src" / "netsmith"
 # What each room may import, itself always included. `""` is the package's own index, `netsmith/__init__.py`.
 ALLOWED = {
     "errors": set(),
+    "formats": set(),
     "limits": set(),
     "json_text": {"limits"},
     "models": set(),
@@ -30,14 +31,15 @@ ALLOWED = {
         "records",
         "training",
         "errors",
+        "formats",
         "models",
         "limits",
         "json_text",
     },
-    "reassembly": {"core", "trace", "networks", "training", "errors", "limits", "json_text"},
-    "morph": {"core", "trace", "networks", "records", "errors", "limits", "json_text"},
+    "reassembly": {"core", "trace", "networks", "training", "errors", "formats", "limits", "json_text"},
+    "morph": {"core", "trace", "networks", "records", "errors", "formats", "limits", "json_text"},
     "presets": set(),
-    "report": {"errors", "limits", "json_text"},
+    "report": {"errors", "formats", "limits", "json_text"},
     "config": {
         "reassembly",
         "morph",
@@ -50,7 +52,7 @@ ALLOWED = {
         "limits",
         "json_text",
     },
-    "ui": {"morph", "core", "errors", "limits", "json_text"},
+    "ui": {"morph", "core", "errors", "formats", "limits", "json_text"},
     "cli": {
         "config",
         "reassembly",
@@ -59,6 +61,7 @@ ALLOWED = {
         "search",
         "core",
         "errors",
+        "formats",
         "report",
         "presets",
         "ui",

@@ -99,5 +99,5 @@ def show(out: Path, session: Session) -> None:
         session.console.result("batch norms: statistics estimated anew where that is better")
     if details["rivals"]:
         session.console.result()
-        session.console.show(terminal_rivals(details["rivals"], details["task"]))
+        session.console.show(terminal_rivals(details["rivals"], details["task"], details["images"]))
     session.console.result(f"artifact: {details['artifact']['bytes'] / 1e6:.2f} MB for all widths")

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from netsmith.core.images import ImageSet, check_labelled
 from netsmith.core.network import Network
 from netsmith.core.profile import measure_latency
 from netsmith.core.stopwatch import Stopwatch
-from netsmith.core.tasks import Task, make_task
+from netsmith.core.tasks import Generation, Task, make_task
 from netsmith.errors import DissectionError, MorphError
 from netsmith.morph.coordinates import along
 from netsmith.morph.fit import FitSettings, check_unmixed, drawn_together, fit
@@ -34,6 +34,7 @@ from netsmith.morph.keyframes import Apart, divide, fit_keyframes, own_tensors
 from netsmith.morph.live import MorphableModel
 from netsmith.morph.morphable import Morphable, check_split
 from netsmith.morph.ordering import Order, Ordered, order_channels, reordered
+from netsmith.morph.pictures import pictures
 from netsmith.morph.preparing import Prepared, prepare
 from netsmith.morph.recalibrating import augmented, has_statistics, is_base, recalibrated
 from netsmith.morph.repairing import probe_images, repair, repairable
@@ -51,6 +52,7 @@ class WidthResult:
     """The network at one width: params and MACs of the whole, and the task's metrics by split.
 
     `recalibrated`: it was measured with statistics of batch norms that were estimated anew on training images.
+    `pictures`: of a network that generates images, some of the test part and what it makes of them.
     """
 
     ratio: float
@@ -61,6 +63,7 @@ class WidthResult:
     metrics: dict[str, dict[str, float]]
     latency_ms: float | None = None
     recalibrated: bool = False
+    pictures: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -70,7 +73,7 @@ class Morphed:
     `model` serves networks of any width; `base` has the base network's metrics by split, `floor` those of the network
     without what is generated, `points` one entry a ratio; `keyframes` the trainings of a grid's, in their order, and
     `training` what came after them, or all there was; `augmented`, where batch norms stay, whether the base's have seen
-    shifted and mirrored images.
+    shifted and mirrored images; `pictures`, where images are generated, those of the base.
     """
 
     model: MorphableModel
@@ -87,6 +90,7 @@ class Morphed:
     seed: int
     keyframes: tuple[tuple[float, TrainResult], ...] = ()
     augmented: bool | None = None
+    pictures: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def space(self) -> MorphSpace:
@@ -263,7 +267,7 @@ def make_morphable(
         points = tuple(judge.at(model, ratio, latency, seed) for ratio in ratios)
     return Morphed(
         model, network, task, prepared, ordered, base, floor, points, result, watch.seconds, data, seed, courses,
-        judge.augmented(prepared.model, seed),
+        judge.augmented(prepared.model, seed), judge.pictures(network.model, seed),
     )  # fmt: skip
 
 
@@ -348,14 +352,21 @@ class Judge:
         return {"validation": measure(self.data.validation), "test": measure(self.data.test)}
 
     def at(self, model: MorphableModel, ratio: float, latency: bool = False, seed: int = 0) -> WidthResult:
-        """A plain network at a ratio, measured; `seed` draws the images by which batch norms are recalibrated."""
+        """A plain network at a ratio, measured; `seed` picks the images for batch norms and those that are shown."""
         widths = model.widths_for(ratio)
         plain = model.morphable.module(widths)
         anew = not is_base(model.morphable, widths) and self.recalibrated(plain, seed)
         params, macs = model.sizes(widths)
         took = measure_latency(plain, torch.zeros(1, *model.input_shape)) if latency else None
         metrics = self.both(lambda part: self.of(plain, part))
-        return WidthResult(ratio, widths, params, macs, model.morphable.space.fitted(widths), metrics, took, anew)
+        fitted, shown = model.morphable.space.fitted(widths), self.pictures(plain, seed)
+        return WidthResult(ratio, widths, params, macs, fitted, metrics, took, anew, shown)
+
+    def pictures(self, model: torch.nn.Module, seed: int) -> dict[str, str]:
+        """Some images of the test part and what a network makes of them, where it generates images."""
+        if not isinstance(self.task, Generation):
+            return {}
+        return pictures(model, self.task, self.network.preprocess, self.data.test, seed)
 
     def recalibrated(self, plain: torch.nn.Module, seed: int) -> bool:
         """Give a network of some width statistics of its own, where it has batch norms that are better with them."""

@@ -26,6 +26,7 @@ from netsmith.core.run_hashes import run_hashes
 from netsmith.core.running import check_runs
 from netsmith.core.weights import load_state
 from netsmith.errors import ArtifactError, MorphError, SourceError
+from netsmith.formats import metric_text
 from netsmith.morph.fields import MorphFields
 from netsmith.morph.generator import make_generator
 from netsmith.morph.live import MorphableModel
@@ -104,6 +105,7 @@ def save_morphed(
         "metrics": _by_name(result, "test"),
         "validation": _by_name(result, "validation"),
         "validation_images": len(result.data.validation),
+        "test_images": len(result.data.test),
         "config": dict(config or {}),
         "hashes": hashes_of(result, config),
     }
@@ -165,7 +167,7 @@ def summary_of(result: Morphed, size: int, rivals: list[dict[str, Any]]) -> Summ
                 "params": count_params(network.model),
                 "macs": count_macs(network.model, network.preprocess.input_size),
                 primary: result.base["test"][primary],
-                **_of_classes(result.base["test"]),
+                **_beside(result.base["test"]),
             }
         ),
         floor=result.floor["test"][primary],
@@ -173,7 +175,7 @@ def summary_of(result: Morphed, size: int, rivals: list[dict[str, Any]]) -> Summ
         widths=[
             Width.model_validate(
                 {"ratio": p.ratio, "params": p.params, "macs": p.macs, primary: p.metrics["test"][primary]}
-                | {"fitted": p.fitted, **_of_classes(p.metrics["test"])}
+                | {"fitted": p.fitted, **_beside(p.metrics["test"])}
             )
             for p in result.points
         ],
@@ -184,10 +186,11 @@ def summary_of(result: Morphed, size: int, rivals: list[dict[str, Any]]) -> Summ
     )
 
 
-def _of_classes(metrics: Mapping[str, float]) -> dict[str, Any]:
-    """The IoU of each class, where there is one."""
-    found = {name[4:]: value for name, value in metrics.items() if name.startswith("iou/")}
-    return {"iou": found} if found else {}
+def _beside(metrics: Mapping[str, float]) -> dict[str, Any]:
+    """What stands beside the primary metric: the IoU of each class, the error of reconstructed images."""
+    classes = {name[4:]: value for name, value in metrics.items() if name.startswith("iou/")}
+    error = {name: metrics[name] for name in ("reconstruction",) if name in metrics}
+    return {**({"iou": classes} if classes else {}), **error}
 
 
 def hashes_of(result: Morphed, config: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -207,7 +210,8 @@ def details_of(
         return {part: found[primary] for part, found in metrics.items()}
 
     def row(p: WidthResult) -> dict[str, Any]:
-        return {**asdict(p), primary: split(p.metrics)}
+        shown = {name: value for name, value in p.pictures.items() if name != "originals"}
+        return {**asdict(p), primary: split(p.metrics), "pictures": shown}
 
     ordered = result.ordered
     bounds = [g.bound for g in ordered.groups if g.bound is not None]
@@ -224,6 +228,7 @@ def details_of(
             "bytes": own,
             primary: split(result.base),
             "metrics": result.base,
+            "pictures": result.pictures,
         },
         task={"name": result.task.name, "primary": primary, "higher_is_better": result.task.higher_is_better},
         floor=split(result.floor),
@@ -319,7 +324,9 @@ def _reconstructions(result: Morphed) -> list[str]:
     if "reconstruction" not in result.base["test"]:
         return []
     rows = [("base", result.base), *((f"ratio {p.ratio:g}", p.metrics) for p in result.points)]
-    found = ", ".join(f"{name} {metrics['test']['reconstruction']:.5f}" for name, metrics in rows)
+    found = ", ".join(
+        f"{name} {metric_text('reconstruction', metrics['test']['reconstruction'])}" for name, metrics in rows
+    )
     return [
         f"- {result.task.primary} is in nats a number of the image; mean squared error of reconstructed images, values "
         f"in 0..1 (test): {found}",
@@ -332,8 +339,12 @@ def _card(result: Morphed) -> str:
     primary, space = result.task.primary, result.space
     low, high = _fitted(result)
     fitted = f"ratios {low:g} to {high:g}" if space.channels is None else space.range_text
+
+    def reached(metrics: Mapping[str, Mapping[str, float]]) -> str:
+        return metric_text(primary, metrics["test"][primary], len(result.data.test))
+
     rows = [
-        f"| {p.ratio:g} | {format_count(p.params)} | {format_count(p.macs)} | {p.metrics['test'][primary]:.4f} | "
+        f"| {p.ratio:g} | {format_count(p.params)} | {format_count(p.macs)} | {reached(p.metrics)} | "
         f"{'yes' if p.fitted else 'no'} |"
         for p in result.points
     ]
@@ -348,8 +359,8 @@ def _card(result: Morphed) -> str:
         "|---|---|---|---|---|",
         *rows,
         "",
-        f"- base network: {result.base['test'][primary]:.4f}",
-        f"- without what is generated: {result.floor['test'][primary]:.4f}",
+        f"- base network: {reached(result.base)}",
+        f"- without what is generated: {reached(result.floor)}",
         *_undone(result),
         *_reconstructions(result),
         *([] if space.drawn == "each" or len(space.groups) == 1 else [_TOGETHER]),

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from netsmith.formats import decimals
+
 DASH = "–"
 Real: TypeAlias = int | float  # a number, whole or not: what JSON gives
 
@@ -35,20 +37,20 @@ def raw(value: Real | None) -> str:
     return f"{value:.0f}" if float(value).is_integer() else repr(float(value))
 
 
-def percent(value: Real | None) -> str:
-    """A fraction in 0..1 as a percentage with one decimal: ``88.4%``."""
+def percent(value: Real | None, images: Real | None = None) -> str:
+    """A fraction in 0..1 as a percentage: ``88.4%``; of so many images, with as many decimals as they are worth."""
     if value is None or not math.isfinite(value):
         return DASH
-    return f"{100 * value:.1f}%"
+    return f"{100 * value:.{decimals(images, 1)}f}%"
 
 
-def points(difference: Real | None) -> str:
-    """A difference of two fractions in percentage points, signed: ``+0.8``, ``−1.2``."""
+def points(difference: Real | None, images: Real | None = None) -> str:
+    """A difference of two fractions in percentage points, signed, with decimals as `percent`: ``+0.8``, ``−1.2``."""
     if difference is None or not math.isfinite(difference):
         return DASH
-    text = f"{100 * abs(difference):.1f}"
-    if text == "0.0":
-        return "±0.0"
+    text = f"{100 * abs(difference):.{decimals(images, 1)}f}"
+    if not float(text):
+        return f"±{text}"
     return ("+" if difference > 0 else "−") + text
 
 

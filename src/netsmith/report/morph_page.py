@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from netsmith.report import formats
-from netsmith.report.family import curve_at, draw_family, rival_colours, split_of
+from netsmith.report.family import curve_at, draw_family, rival_colours, split_of, width_text
 from netsmith.report.fit_curves import fit_curves, ratio_keys, ratio_name
-from netsmith.report.morph_results import GroupRecord, MorphResults, RivalPoint, RivalRecord, WidthRecord
+from netsmith.report.metric import RECONSTRUCTION, UNITS
+from netsmith.report.morph_results import GroupRecord, MorphResults, RivalPoint, RivalRecord, Sized, WidthRecord
 from netsmith.report.morph_verdict import morph_verdict
 from netsmith.report.origin import origin_of
 from netsmith.report.provenance import provenance, steps
@@ -51,6 +52,29 @@ class RangeRow:
     start: float
     share: float
     base: float
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """What one size makes of the originals, and what it draws, as `data:` addresses; empty where there is none."""
+
+    name: str
+    reconstructions: str
+    draws: str
+
+
+def _pictures(results: MorphResults) -> tuple[str, list[PictureRow]]:
+    """The originals, and a row for the base network and for each width."""
+
+    def address(sized: Sized, what: str) -> str:
+        png = sized.pictures.get(what)
+        return f"data:image/png;base64,{png}" if png else ""
+
+    base = results.details.base
+    sizes: list[tuple[str, Sized]] = [("the base network", base)]
+    sizes += [(f"{width_text(w.ratio)} the width", w) for w in results.widths]
+    rows = [PictureRow(name, address(s, "reconstructions"), address(s, "draws")) for name, s in sizes if s.pictures]
+    return address(base, "originals"), rows
 
 
 def _width_rows(results: MorphResults, split: str) -> list[WidthRow]:
@@ -117,7 +141,7 @@ def _history(results: MorphResults) -> dict[str, Any]:
     }
 
 
-def _columns(results: MorphResults) -> dict[str, bool]:
+def _columns(results: MorphResults, split: str) -> dict[str, bool]:
     """Which columns hold anything."""
     widths, base = results.widths, results.base_accuracy
     points = [p.accuracy for r in results.details.rivals for p in r.points]
@@ -128,6 +152,7 @@ def _columns(results: MorphResults) -> dict[str, bool]:
         "latency": any(w.latency_ms is not None for w in widths),
         "rival_validation": any(a.validation is not None for a in points),
         "rival_test": any(a.test is not None for a in points),
+        "error": any(s.error(split) is not None for s in (results.details.base, *widths)),
     }
 
 
@@ -196,6 +221,7 @@ def morph_html(results: MorphResults) -> str:
     details, split = results.details, split_of(results)
     family, family_legend = draw_family(results, tips, WIDE, NARROW)
     slider = draw_slider(results, tips)
+    originals, shown = _pictures(results)
     curves, curves_legend = fit_curves(results, tips, _HALF, NARROW)
     seconds, total = steps(details.seconds or results.summary.seconds)
     return render(
@@ -213,13 +239,17 @@ def morph_html(results: MorphResults) -> str:
         slider=slider,
         family=family,
         family_legend=family_legend,
-        columns=_columns(results),
+        columns=_columns(results, split),
+        error_name=RECONSTRUCTION,
+        units=UNITS,
         widths=_width_rows(results, split),
         rivals=_rival_rows(results, split),
         classes=_class_rows(results, split),
         ranges=_ranges(results),
         variations=variations(details.smooth.groups) if details.smooth else (),
         pictures=weight_pictures(results),
+        originals=originals,
+        shown=shown,
         curves=curves,
         curves_legend=curves_legend,
         history=_history(results),

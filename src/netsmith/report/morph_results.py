@@ -15,6 +15,7 @@ from netsmith.report.metric import Metric
 from netsmith.report.results import Number, Record, matrix, parse, read_json, surroundings
 
 MOST_PIXELS = 256  # rows or columns of a weight picture; the format promises 64
+Picture = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]+=*$", max_length=2**22)]  # PNG in base64
 
 
 class Partial(Record):
@@ -49,6 +50,13 @@ class Sized(Partial):
     macs: Number = None
     accuracy: Measured = Measured()
     metrics: dict[str, dict[str, Number]] = Field(default_factory=dict)
+    reconstruction: Number = None
+    pictures: dict[str, Picture] = Field(default_factory=dict)
+
+    def error(self, split: str) -> float | None:
+        """The mean squared error of reconstructed images; a bare number in the file (summary.json) is of test."""
+        value = self.metrics.get(split, {}).get("reconstruction")
+        return self.reconstruction if value is None and split == "test" else value
 
     def of_classes(self, split: str) -> dict[str, float | None]:
         """The IoU of each class by its name."""
@@ -286,7 +294,9 @@ class MorphResults:
         """The task's primary metric."""
         task = self.details.task
         named = "primary" in task.model_fields_set or self.summary.metric is None
-        return Metric(task.primary if named else str(self.summary.metric), task.higher_is_better)
+        counts = [n for n in (self.details.images.validation, self.details.images.test) if n]
+        name = task.primary if named else str(self.summary.metric)
+        return Metric(name, task.higher_is_better, min(counts, default=None))
 
     @property
     def widths(self) -> tuple[WidthRecord, ...]:
