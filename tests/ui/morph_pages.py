@@ -22,6 +22,15 @@ def saved(folder: Path) -> Path:
     return netsmith.save_morphed(result, folder)
 
 
+def saved_autoencoder(folder: Path) -> Path:
+    """An unfitted artifact of an autoencoder of digits."""
+    network = netsmith.load_source(
+        "netsmith:conv_vae", input_size=(1, 8, 8), options={"width": 4, "latent": 2, "image_size": 8}
+    )
+    result = netsmith.make_morphable(network, netsmith.open_data("digits"), ratios=(1.0, 0.5), generator="nested")
+    return netsmith.save_morphed(result, folder)
+
+
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
     """The address of the page of an artifact, from a process of its own."""

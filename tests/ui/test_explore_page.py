@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from morph_pages import saved, served
+from morph_pages import saved, saved_autoencoder, served
 
 pytestmark = pytest.mark.slow
 gradio_client = pytest.importorskip("gradio_client", reason="the extra `ui` is not installed")
@@ -51,3 +51,21 @@ def test_what_is_no_image_is_refused(client, tmp_path: Path):
     broken.write_bytes(b"not an image")
     with pytest.raises(gradio_client.exceptions.AppError):
         client.predict(gradio_client.handle_file(broken), 1.0, api_name="/at_ratio")
+
+
+def test_an_autoencoder_is_shown_by_pictures(image, tmp_path: Path):
+    from PIL import Image
+
+    def pixels(path: str) -> Image.Image:
+        with Image.open(path) as picture:
+            return picture.copy()
+
+    with served(saved_autoencoder(tmp_path / "artifact")) as address:
+        client = gradio_client.Client(address, verbose=False)
+        full, half = (client.predict(image, ratio, api_name="/at_ratio") for ratio in (1.0, 0.5))
+        alone = client.predict(None, 0.5, api_name="/at_ratio")
+        assert alone[0] is None, "no image, nothing to give back"
+        assert "mean squared error" in half[2]
+        assert [pixels(path).size for path in half[:2]] == [(8, 16), (64, 8)]
+        assert pixels(full[1]).tobytes() != pixels(half[1]).tobytes() == pixels(alone[1]).tobytes()
+        assert client.predict(image, 1e6, api_name="/at_latency")[3] == pytest.approx(1.0)

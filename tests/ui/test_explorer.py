@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from morph_pages import saved
+from morph_pages import saved, saved_autoencoder
 
 from netsmith.cli.main import main
+from netsmith.core.tasks import Generation
 from netsmith.errors import ArtifactError, BudgetError, DataError, MorphError, OutputError
 from netsmith.ui.explorer import Explorer
 from netsmith.ui.page import described, free_port
@@ -60,9 +61,9 @@ def test_the_slider_begins_at_a_hundredth(explorer, monkeypatch):
 
 
 def test_the_artifacts_own_accuracies_are_shown(explorer):
-    explorer.accuracy = {"accuracy@0.5": 0.9, "accuracy@1": 0.981}
+    explorer.measured = {"accuracy@0.5": 0.9, "accuracy@1": 0.981}
     assert "Accuracy measured on test images: 98.1% at 1, 90.0% at 0.5." in described(explorer, explorer.shape(), None)
-    explorer.accuracy = {}
+    explorer.measured = {}
     assert "Its accuracy was not measured." in described(explorer, explorer.shape(), None)
     assert " ms" not in described(explorer, explorer.shape(), None), "no image, no time"
 
@@ -101,9 +102,40 @@ def test_a_folder_that_is_no_artifact_is_refused(tmp_path, capsys):
     assert "manifest.json" in capsys.readouterr().err
 
 
-def test_another_task_than_classification_is_refused(folder, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Explorer:
+    return Explorer(saved_autoencoder(tmp_path_factory.mktemp("generation") / "artifact"))
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+def test_an_autoencoder_shows_its_reconstruction_and_what_it_draws(autoencoder, ratio):
+    shape = autoencoder.resize(ratio)
+    found, drawn = autoencoder.rebuild(GREY), autoencoder.draws()
+    x, half = torch.from_numpy(GREY)[None, None].float() / 255, autoencoder.model.at(ratio)
+    with torch.no_grad():
+        rebuilt = Generation((1, 8, 8)).images(half(autoencoder.preprocess(x)))
+        images = half.decode(torch.randn(8, 2, generator=torch.Generator().manual_seed(0))).sigmoid()
+    assert np.array_equal(found.pixels[:8], GREY)
+    assert np.abs(found.pixels[8:] - 255 * rebuilt[0, 0].numpy()).max() <= 1
+    assert found.error == pytest.approx(float((rebuilt - x).square().mean()))
+    assert found.milliseconds > 0
+    assert np.abs(drawn - 255 * torch.cat(list(images[:, 0]), dim=1).numpy()).max() <= 1
+    text = described(autoencoder, shape, found)
+    assert f"<b>{found.error:.4g}</b> mean squared error" in text
+    assert "ELBO measured on test images (nats a number of the image): -0." in text
+    assert "accuracy" not in text
+
+
+def test_an_autoencoder_takes_images_of_any_size_and_colour(autoencoder):
+    image = np.random.default_rng(1).integers(0, 255, (20, 13, 3), dtype=np.uint8)
+    assert autoencoder.rebuild(image).pixels.shape == (16, 8)
+    with pytest.raises(DataError, match="an image of bytes was expected"):
+        autoencoder.rebuild(GREY.astype(np.float32))
+
+
+def test_another_task_is_refused(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("netsmith.ui.explorer.read_manifest", lambda *_: {"task": "segmentation"})
-    with pytest.raises(MorphError, match="is for segmentation: the page shows what a classifier says"):
+    with pytest.raises(MorphError, match=r"is for segmentation: .* a classifier says, or an autoencoder draws"):
         Explorer(folder)
 
 

@@ -1,7 +1,8 @@
 """A page on this machine (127.0.0.1) on which a morphable artifact changes its size while it answers.
 
 Drop an image, move the slider or give a number of milliseconds: prediction, confidence, params, MACs and time follow.
-It needs the extra `ui` (gradio). Nothing leaves the machine. Ctrl-C ends it.
+Of an autoencoder it shows the image's reconstruction and what is drawn at that size. It needs the extra `ui` (gradio).
+Nothing leaves the machine. Ctrl-C ends it.
 """
 
 from __future__ import annotations

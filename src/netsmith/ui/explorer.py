@@ -1,4 +1,4 @@
-"""What the page shows, without the page: an artifact, its current size, and what it says of an image."""
+"""What the page shows, without the page: an artifact, its current size, and what it makes of an image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,9 @@ from torch import Tensor
 from netsmith.core.artifact import read_manifest
 from netsmith.core.decoding import open_image, read_picture
 from netsmith.core.network import Preprocess
+from netsmith.core.tasks import Generation
 from netsmith.errors import DataError, MorphError
+from netsmith.morph.pictures import generated, row
 from netsmith.morph.saving import KIND, load_morphed
 
 TIMED = 5
@@ -42,6 +44,15 @@ class Answer:
     milliseconds: float
 
 
+@dataclass(frozen=True)
+class Rebuilt:
+    """Pixels of an image as the network takes it and, below it, gives it back; the error between the two, and time."""
+
+    pixels: np.ndarray
+    error: float
+    milliseconds: float
+
+
 def uploaded(file: Path) -> np.ndarray:
     """The pixels `(h, w)` or `(h, w, channels)`, uint8, of an image file that somebody sent, upright.
 
@@ -52,26 +63,28 @@ def uploaded(file: Path) -> np.ndarray:
 
 
 class Explorer:
-    """A morphable classifier that is asked about single images at a size that changes.
+    """A morphable classifier or autoencoder that is asked about single images at a size that changes.
 
     Args:
         folder: a morphable artifact.
 
     Raises:
         ArtifactError: the folder is none, or damaged.
-        MorphError: its task is not classification.
+        MorphError: its task is another.
     """
 
     def __init__(self, folder: Path) -> None:
         manifest = read_manifest(folder, KIND)
-        if manifest.get("task", "classification") != "classification":
+        self.task = manifest.get("task", "classification")
+        if self.task not in ("classification", "generation"):
             raise MorphError(
-                f"{folder} is for {manifest['task']}: the page shows what a classifier says. "
+                f"{folder} is for {self.task}: the page shows what a classifier says, or an autoencoder draws. "
                 f"`netsmith sample {folder} --ratio 0.5 --out half` reads networks from it."
             )
         self.name = str(manifest.get("name", Path(folder).name))
         measured = manifest.get("metrics", {})
-        self.accuracy: dict[str, float] = {k: float(v) for k, v in measured.items() if isinstance(v, int | float)}
+        self.measured: dict[str, float] = {k: float(v) for k, v in measured.items() if isinstance(v, int | float)}
+        self.images = manifest.get("test_images")
         self.preprocess = Preprocess.from_json(manifest["preprocess"])
         self.model = load_morphed(folder)
         named = [str(c) for c in manifest.get("classes", [])]
@@ -112,6 +125,22 @@ class Explorer:
         shares = outputs[0].softmax(dim=0)
         order = shares.argsort(descending=True).tolist()
         return Answer({self.classes[k]: float(shares[k]) for k in order}, took)
+
+    def rebuild(self, image: np.ndarray) -> Rebuilt:
+        """What the current size of an autoencoder makes of one image. Raises DataError as `answer` does."""
+        pixels, task = self.pixels(image), Generation(self.preprocess.input_size)
+        resized = replace(self.preprocess, mean=(0.0,), std=(1.0,))(pixels)
+        outputs, took = self._timed(self.preprocess(pixels))
+        images = task.images(outputs)
+        both = np.concatenate([row(resized), row(images)])
+        return Rebuilt(both, float((images - resized).square().mean()), took)
+
+    def draws(self) -> np.ndarray | None:
+        """What the current size draws from codes that stay the same, as pixels; None where it has no `decode`."""
+        empty = self.preprocess(torch.zeros(1, *self.preprocess.input_size))
+        network = self.model.morphable.module(self.model.size.widths)
+        drawn = generated(network, Generation(self.preprocess.input_size), empty)[1]
+        return None if drawn is None else row(drawn)
 
     def milliseconds(self) -> float:
         """Of one forward pass at the current size."""

@@ -1,4 +1,4 @@
-"""The page: drop an image, move the slider or set a time, and see prediction, size and milliseconds change."""
+"""The page: drop an image, move the slider or set a time, and see the answer, size and milliseconds change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 
 from netsmith.core.profile import format_count
 from netsmith.errors import MissingDependencyError, NetsmithError, OutputError
-from netsmith.ui.explorer import Answer, Explorer, Shape, uploaded
+from netsmith.formats import metric_text
+from netsmith.morph.results import by_ratio
+from netsmith.ui.explorer import Answer, Explorer, Rebuilt, Shape, uploaded
 
 HOST = "127.0.0.1"
 _UPLOAD = "64mb"
@@ -27,6 +29,7 @@ _STYLE = """
 #facts .lane { height: .7em; border-radius: .2em; background: var(--border-color-primary); }
 #facts .lane span { display: block; height: 100%; border-radius: .2em; background: var(--color-accent); }
 #photo img { object-fit: contain; width: 100%; height: 100%; }
+#rebuilt img, #drawn img { object-fit: contain; width: 100%; image-rendering: pixelated; }
 """
 
 
@@ -73,16 +76,16 @@ def build_page(explorer: Explorer) -> Any:
 
         return run
 
-    def result(image: str | None, shape: Shape) -> tuple[Any, str]:
-        answer = None if image is None else explorer.answer(uploaded(Path(image)))
-        return (None if answer is None else dict(answer.confidence)), described(explorer, shape, answer)
+    def result(image: str | None, shape: Shape) -> tuple[Any, ...]:
+        values, answer = _answered(explorer, image)
+        return *values, described(explorer, shape, answer)
 
     @shown
-    def at_ratio(image: str | None, ratio: float) -> tuple[Any, str]:
+    def at_ratio(image: str | None, ratio: float) -> tuple[Any, ...]:
         return result(image, explorer.resize(ratio))
 
     @shown
-    def at_latency(image: str | None, milliseconds: float | None) -> tuple[Any, str, float]:
+    def at_latency(image: str | None, milliseconds: float | None) -> tuple[Any, ...]:
         if milliseconds is None:
             raise NetsmithError("give a number of milliseconds")
         shape = explorer.within(milliseconds)
@@ -118,13 +121,13 @@ def build_page(explorer: Explorer) -> Any:
                 )
                 fit = gradio.Button("find the size", elem_id="fit")
             with gradio.Column():
-                label = gradio.Label(label="prediction", num_top_classes=5, elem_id="prediction")
+                answers = _answers(gradio, explorer)
                 facts = gradio.HTML(described(explorer, explorer.shape(), None), elem_id="facts", padding=True)
-        moved = {"inputs": [image, ratio], "outputs": [label, facts], "show_progress": "hidden"}
+        moved = {"inputs": [image, ratio], "outputs": [*answers, facts], "show_progress": "hidden"}
         # `input`, not `change`: a size found for a time moves the slider, which must not choose another size by that
         ratio.input(at_ratio, **moved, trigger_mode="always_last", api_name="at_ratio")
         image.change(at_ratio, **moved, api_name=False)
-        asked = {"inputs": [image, target], "outputs": [label, facts, ratio]}
+        asked = {"inputs": [image, target], "outputs": [*answers, facts, ratio]}
         fit.click(at_latency, **asked, api_name="at_latency")
         target.submit(at_latency, **asked, api_name=False)
     return page
@@ -151,9 +154,32 @@ def serve(explorer: Explorer, port: int, *, block: bool = True) -> str:
     return f"http://{HOST}:{chosen}"
 
 
-def described(explorer: Explorer, shape: Shape, answer: Answer | None) -> str:
+def _answers(gradio: Any, explorer: Explorer) -> list[Any]:
+    """The fields of the page that hold what the network makes of an image."""
+    if explorer.task == "classification":
+        return [gradio.Label(label="prediction", num_top_classes=5, elem_id="prediction")]
+    kept = {"interactive": False, "format": "png", "buttons": []}
+    return [
+        gradio.Image(label="the image as the network takes it; below, its reconstruction", elem_id="rebuilt", **kept),
+        gradio.Image(explorer.draws(), label="drawn from random codes", elem_id="drawn", **kept),
+    ]
+
+
+def _answered(explorer: Explorer, image: str | None) -> tuple[list[Any], Answer | Rebuilt | None]:
+    """The values of these fields at the current size, for an image that was sent or for none."""
+    pixels = None if image is None else uploaded(Path(image))
+    if explorer.task == "classification":
+        answer = None if pixels is None else explorer.answer(pixels)
+        return [None if answer is None else dict(answer.confidence)], answer
+    rebuilt = None if pixels is None else explorer.rebuild(pixels)
+    return [None if rebuilt is None else rebuilt.pixels, explorer.draws()], rebuilt
+
+
+def described(explorer: Explorer, shape: Shape, answer: Answer | Rebuilt | None) -> str:
     """The size as HTML: numbers, and a bar for each width group."""
     time = "" if answer is None else f" &middot; <b>{_rounded(answer.milliseconds):g} ms</b> an image"
+    if isinstance(answer, Rebuilt):
+        time += f" &middot; <b>{metric_text('reconstruction', answer.error)}</b> mean squared error of values in 0..1"
     warning = (
         "" if shape.fitted else "<p role='status'>Outside the range that was fitted: expect a loss of accuracy.</p>"
     )
@@ -179,7 +205,11 @@ def _rounded(value: float) -> float:
 
 
 def _measured(explorer: Explorer) -> str:
-    """The artifact's own accuracies, by ratio."""
-    found = [(float(key.partition("@")[2]), value) for key, value in explorer.accuracy.items() if "@" in key]
-    known = ", ".join(f"{100 * value:.1f}% at {ratio:g}" for ratio, value in sorted(found, reverse=True))
-    return f"Accuracy measured on test images: {known}." if known else "Its accuracy was not measured."
+    """The artifact's own metric, by ratio."""
+    name, title = ("elbo", "ELBO") if explorer.task == "generation" else ("accuracy", "accuracy")
+    values = sorted(by_ratio(explorer.measured).items(), reverse=True)
+    if not values:
+        return f"Its {title} was not measured."
+    known = ", ".join(f"{metric_text(name, value, explorer.images)} at {ratio:g}" for ratio, value in values)
+    unit = " (nats a number of the image)" if name == "elbo" else ""
+    return f"{title[0].upper()}{title[1:]} measured on test images{unit}: {known}."
