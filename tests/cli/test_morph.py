@@ -80,7 +80,7 @@ def test_the_papers_generator_from_a_config_to_a_sampled_network(tmp_path, capsy
     capsys.readouterr()
     assert main(["sample", str(out / "artifact"), "--ratio", "0.5", "--out", str(tmp_path / "half")]) == 0
     assert main(["evaluate", str(tmp_path / "half"), "--data", "digits"]) == 0
-    assert f"{100 * found[600][0.5]:.2f}" in capsys.readouterr().out
+    assert f"{100 * found[600][0.5]:.1f}%" in capsys.readouterr().out
 
 
 # --- rivals -----------------------------------------------------------------------------------------------------------

@@ -59,6 +59,8 @@ def test_segmentation_from_data_to_artifact(dense, shapes, tmp_path):
     entry = ZooEntry(source=dense, input_size=(3, 32, 32))
     summary = train_entry(entry, shapes, settings(epochs=8, augment=True), tmp_path, task="segmentation")
     assert (summary["task"], summary["primary"]) == ("segmentation", "miou")
+    assert summary["miou"] == {part: summary["metrics"][part]["miou"] for part in ("validation", "test")}
+    assert "accuracy" not in summary, "that of pixels stands among the metrics"
     assert summary["history"][0]["miou"] < summary["metrics"]["validation"]["miou"] > 0.8
     best = max(summary["history"], key=lambda entry: entry["miou"])
     assert best["epoch"] == summary["best_epoch"]
@@ -69,7 +71,10 @@ def test_segmentation_from_data_to_artifact(dense, shapes, tmp_path):
     assert again["miou"] < again["f1"] < 1
     manifest = read_manifest(tmp_path / "artifact")
     assert manifest["metrics"]["miou_test"] == summary["metrics"]["test"]["miou"]
-    assert "for segmentation, 3 classes" in (tmp_path / "artifact" / "README.md").read_text()
+    card = (tmp_path / "artifact" / "README.md").read_text()
+    assert "for segmentation, 3 classes" in card
+    assert manifest["metrics"]["test_images"] == summary["images"]["test"] == 12
+    assert f"- miou_test: {100 * summary['miou']['test']:.0f}%" in card, "of 12 images"
 
 
 def test_generation_from_data_to_artifact(tmp_path):
@@ -77,7 +82,9 @@ def test_generation_from_data_to_artifact(tmp_path):
     entry = ZooEntry(source="netsmith:conv_vae", options={"latent": 8, "width": 8})
     summary = train_entry(entry, splits, settings(epochs=4, batch_size=32, lr=0.01), tmp_path, task="generation")
     assert [h["elbo"] for h in summary["history"]] == sorted(h["elbo"] for h in summary["history"])
-    assert summary["accuracy"] == {"validation": None, "test": None}
+    assert "accuracy" not in summary, "it stands under its own name"
+    assert summary["elbo"] == {part: summary["metrics"][part]["elbo"] for part in ("validation", "test")}
+    assert set(summary["images"]) == {"validation", "test"}
     images = splits.test.images(range(len(splits.test)))
     spread = (images - images.mean(0)).square().mean().item()
     assert summary["metrics"]["test"]["reconstruction"] < 0.75 * spread

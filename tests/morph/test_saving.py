@@ -337,9 +337,7 @@ def test_sample_names_a_narrower_size_that_was_better(result, folder, tmp_path, 
     params = str(points[1].params)
     assert main(["sample", str(made), "--params", params, "--out", str(tmp_path / "half")]) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert (
-        "accuracy 85.00% on validation at ratio 0.125, where about 80.00% is to be expected at this one, 0.5." in said
-    )
+    assert "accuracy 85.0% on validation at ratio 0.125, where about 80.0% is to be expected at this one, 0.5." in said
     assert "Give --ratio 0.125 to have it." in said
     for words in (["--ratio", "0.5"], ["--params", str(points[0].params)]):
         assert main(["sample", str(made), *words, "--out", str(tmp_path / "other"), "--overwrite"]) == 0

@@ -214,7 +214,7 @@ def test_what_is_saved_loads_and_computes_the_same(result, tmp_path):
     assert "netsmith.load" in card
     assert "- budget: " in card
     assert "150k" in card
-    assert f"- test accuracy, stitched: {100 * result.accuracy['stitched']:.2f}% (digits)" in card
+    assert f"- test accuracy, stitched: {100 * result.accuracy['stitched']:.1f}% (digits)" in card
     for parent in result.parents:
         used = parent.name in {ref.name for ref in result.recipe.networks}
         assert (f"sha256 `{parent.network.provenance.sha256}`" in card) == used
@@ -409,7 +409,7 @@ def test_fine_tuning_never_makes_the_network_worse(digits, caplog, tmp_path, cap
     summary = write_results(result, tmp_path)
     write_report(tmp_path)
     card, page = (tmp_path / "artifact/README.md").read_text(), (tmp_path / "report.html").read_text()
-    number = f"{100 * result.accuracy['stitched']:.2f}%"
+    number = f"{100 * result.accuracy['stitched']:.1f}%"
     assert f"- test accuracy, stitched; tuning did not help and was undone: {number} (digits)" in card
     assert "accuracy, finetuned" not in card
     assert "accuracy on test stitched; tuning did not help and was undone" in page

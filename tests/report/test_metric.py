@@ -16,6 +16,8 @@ from netsmith.report.series import SHAPES, Dot, Plot, Series, draw_lines, mark_p
         (Metric("miou"), 0.612, "61.2%", "mean IoU 61.2%"),
         (Metric("elbo"), -0.42134, "−0.4213", "ELBO −0.4213"),
         (Metric("top_9_hits"), 0.5, "0.5", "top 9 hits 0.5"),
+        (Metric(images=10_000), 0.8812, "88.12%", "88.12%"),
+        (Metric("miou", images=12), 0.612, "61%", "mean IoU 61%"),
         (Metric(), None, "–", "–"),
     ],
 )
@@ -30,6 +32,9 @@ def test_a_value_is_written_as_its_metric_wants(metric, value, text, sentence):
         (Metric(), 0.0124, "+1.2", "good"),
         (Metric(), -0.0124, "−1.2", "bad"),
         (Metric(), 0.0001, "±0.0", ""),
+        (Metric(images=10_000), 0.0001, "+0.01", "good"),
+        (Metric(images=10_000), 0.00001, "±0.00", ""),
+        (Metric(images=12), 0.0124, "+1", "good"),
         (Metric("elbo"), -0.00312, "−0.00312", "bad"),
         (Metric("elbo"), 0.0, "±0", ""),
         (Metric("perplexity", False), -1.5, "−1.5", "good"),

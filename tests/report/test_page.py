@@ -139,6 +139,26 @@ def test_without_tuning_the_stitched_accuracy_is_the_headline(tmp_path, small):
     assert "The network was not tuned" in page.text
 
 
+@pytest.mark.parametrize(
+    ("images", "stitched", "shown", "colour"),
+    [
+        (1_000, 0.9, "90.0%", ""),  # 0.8 points above resnet20's 89.2%, and a standard error is 1.0
+        (10_000, 0.9, "90.00%", "good"),
+        (10_000, 0.88, "88.00%", "bad"),
+        (None, 0.9, "90.0%", "good"),
+    ],
+)
+def test_a_lead_within_a_standard_error_is_not_coloured(tmp_path, small, images, stitched, shown, colour):
+    summary, details = small
+    summary["accuracy"] = {"stitched": stitched, "finetuned": None, "split": "validation"}
+    summary["accuracy"] |= {} if images is None else {"images": images}
+    page_of(tmp_path, (summary, details))
+    text = (tmp_path / "report.html").read_text()
+    tile = text[text.index("Against the zoo") :][:200]
+    assert re.search(r'<dd class="big (\w*)">', tile)[1] == colour, tile
+    assert f"{shown} accuracy on validation" in text
+
+
 def test_without_accuracies_candidates_are_drawn_by_score(tmp_path, small):
     summary, details = small
     summary["accuracy"] = {}

@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
         **facts,
     }
     if ratios is not None:
-        kept = ("params", "macs", "accuracy", "metrics", "latency_ms")
+        kept = ("params", "macs", facts["primary"], "metrics", "latency_ms")
         facts["widths"] = [
             {"ratio": ratio, **{key: found[key] for key in kept}} for ratio, found in zip(ratios, of_sizes, strict=True)
         ]
@@ -140,14 +140,15 @@ def _measured(source: str, data: Opened, arguments: argparse.Namespace, session:
 def show(name: str, facts: dict[str, Any], session: Session) -> None:
     """One network as a table."""
     from netsmith.core.profile import format_count
+    from netsmith.formats import metric_text
 
-    from .networks import format_metric, show_classes
+    from .networks import show_classes
 
     session.console.table(
         ["", ">"],
         [
             *(
-                [metric, format_metric(metric, value)]
+                [metric, metric_text(metric, value, facts["images"])]
                 for metric, value in facts["metrics"].items()
                 if "/" not in metric
             ),
@@ -158,14 +159,15 @@ def show(name: str, facts: dict[str, Any], session: Session) -> None:
         ],
         title=name,
     )
-    show_classes({facts["split"]: facts["metrics"]}, session)
+    show_classes({facts["split"]: facts["metrics"]}, facts["images"], session)
 
 
 def show_sweep(name: str, facts: dict[str, Any], session: Session) -> None:
     """A morphable artifact, a row a size."""
     from netsmith.core.profile import format_count
+    from netsmith.formats import metric_text
 
-    from .networks import format_metric, show_classes
+    from .networks import show_classes
 
     metrics = [metric for metric in facts["metrics"] if "/" not in metric]
     rows = [
@@ -173,7 +175,7 @@ def show_sweep(name: str, facts: dict[str, Any], session: Session) -> None:
             f"{w['ratio']:g}",
             format_count(w["params"]),
             format_count(w["macs"]),
-            *(format_metric(metric, w["metrics"][metric]) for metric in metrics),
+            *(metric_text(metric, w["metrics"][metric], facts["images"]) for metric in metrics),
             f"{w['latency_ms']:.2f} ms",
         ]
         for w in facts["widths"]
@@ -182,7 +184,7 @@ def show_sweep(name: str, facts: dict[str, Any], session: Session) -> None:
     session.console.table(
         columns, rows, title=f"{name} on {facts['images']} images ({facts['split']} of {facts['data']})"
     )
-    show_classes({f"{w['ratio']:g}": w["metrics"] for w in facts["widths"]}, session)
+    show_classes({f"{w['ratio']:g}": w["metrics"] for w in facts["widths"]}, facts["images"], session)
 
 
 def measure(
@@ -220,7 +222,7 @@ def measure(
         "task": task.name,
         "primary": task.primary,
         "metrics": metrics,
-        "accuracy": metrics.get("accuracy"),
+        task.primary: metrics[task.primary],
         "images": len(images),
         "params": count_params(model),
         "macs": count_macs(model, network.preprocess.input_size),

@@ -94,7 +94,9 @@ def show(out: Path, session: Session) -> None:
 
     details = read_json(out / "details.json")
     session.console.show(terminal_widths(details))
-    show_classes({f"{w['ratio']:g}": w["metrics"]["test"] for w in details["widths"]}, session)
+    show_classes(
+        {f"{w['ratio']:g}": w["metrics"]["test"] for w in details["widths"]}, details["images"]["test"], session
+    )
     if any(w.get("recalibrated") for w in details["widths"]):
         session.console.result("batch norms: statistics estimated anew where that is better")
     if details["rivals"]:

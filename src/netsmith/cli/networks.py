@@ -18,6 +18,7 @@ from netsmith.core.preprocess import preprocess_of
 from netsmith.core.sources import parse_source
 from netsmith.core.zoo import Network, load_source
 from netsmith.errors import DataError, SourceError
+from netsmith.formats import metric_text
 
 from .session import Session
 
@@ -174,15 +175,13 @@ def recalibrate_sized(source: str, network: Network, splits: Splits, session: Se
     return True
 
 
-def format_metric(name: str, value: float) -> str:
-    """Shares in per cent, everything else as it is."""
-    return f"{100 * value:.2f}%" if name in {"accuracy", "miou", "f1"} else f"{value:.4f}"
-
-
-def show_classes(columns: Mapping[str, Mapping[str, float]], session: Session) -> None:
-    """The IoU of each class, a row a class, for metrics under a heading each; nothing where there are no classes."""
+def show_classes(columns: Mapping[str, Mapping[str, float]], images: int | None, session: Session) -> None:
+    """The IoU of each class on so many images, a row a class, for metrics under a heading each; or nothing."""
     names = dict.fromkeys(key for metrics in columns.values() for key in metrics if key.startswith("iou/"))
-    rows = [[name[4:], *(f"{100 * m[name]:.2f}%" if name in m else "-" for m in columns.values())] for name in names]
+    rows = [
+        [name[4:], *(metric_text(name, m[name], images) if name in m else "-" for m in columns.values())]
+        for name in names
+    ]
     if rows:
         session.console.table(["class", *(f">IoU, {heading}" for heading in columns)], rows)
 

@@ -137,13 +137,15 @@ def show_written(out: Path, session: Session) -> None:
 def show(summary: Summary, session: Session) -> None:
     """The chosen network beside every member of the zoo, and what it is made of."""
     from netsmith.core.profile import format_count
+    from netsmith.formats import metric_text
     from netsmith.reassembly.facts import UNDONE
 
+    accuracy = summary.accuracy
+
     def percent(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.2f}%"
+        return "-" if value is None else metric_text("accuracy", value, accuracy.images)
 
     rows = [[m.name, format_count(m.params), format_count(m.macs), "", percent(m.accuracy)] for m in summary.zoo]
-    accuracy = summary.accuracy
     counts = [format_count(summary.params), format_count(summary.macs)]
     rows.append(["reassembled", *counts, UNDONE if accuracy.undone else "stitched, no training"])
     rows[-1].append(percent(accuracy.stitched))

@@ -132,9 +132,8 @@ def _tell_better(ratio: float, folder: Path, session: Session) -> None:
     """Where a budget was given: say which narrower size was better when the artifact was made, if one was."""
     from netsmith.core.artifact import read_manifest
     from netsmith.core.measure import standard_error
+    from netsmith.formats import metric_text
     from netsmith.morph.results import better_narrower, by_ratio
-
-    from .networks import format_metric
 
     manifest = read_manifest(folder)
     validation, images = manifest.get("validation", {}), manifest.get("validation_images") or 0
@@ -146,7 +145,7 @@ def _tell_better(ratio: float, folder: Path, session: Session) -> None:
     found = better_narrower(by_ratio(validation), ratio, noise)
     if found is not None:
         narrower, value, expected = found
-        had, here = format_metric(metric, value), format_metric(metric, expected)
+        had, here = metric_text(metric, value, images), metric_text(metric, expected, images)
         session.console.note(
             f"a narrower network of this artifact was better when it was made: {metric} {had} on validation at ratio "
             f"{narrower:g}, where about {here} is to be expected at this one, {ratio:.3g}. Give --ratio "

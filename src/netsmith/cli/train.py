@@ -111,8 +111,9 @@ def train_network(config: TrainConfig, folder: Path, *, progress: Progress | Non
 def show(summaries: list[dict[str, Any]], session: Session) -> None:
     """What came out of one training or of several, as a table."""
     from netsmith.core.profile import format_count
+    from netsmith.formats import metric_text
 
-    from .networks import format_metric, show_classes
+    from .networks import show_classes
 
     primary = summaries[0]["primary"]
     rows = [
@@ -120,7 +121,7 @@ def show(summaries: list[dict[str, Any]], session: Session) -> None:
             s["name"],
             format_count(s["params"]),
             format_count(s["macs"]),
-            *(format_metric(primary, s["metrics"][part][primary]) for part in ("validation", "test")),
+            *(metric_text(primary, s["metrics"][part][primary], s["images"][part]) for part in ("validation", "test")),
             f"{s['best_epoch']} of {s['epochs']}" if s["best_epoch"] else "none: training did not help and was undone",
             f"{s['seconds']['training']:.1f} s",
         ]
@@ -130,4 +131,4 @@ def show(summaries: list[dict[str, Any]], session: Session) -> None:
     columns = ["network", ">params", ">MACs", f">validation{metric}", f">test{metric}", ">best epoch", ">time"]
     session.console.table(columns, rows)
     for s in summaries:
-        show_classes(s["metrics"], session)
+        show_classes(s["metrics"], min(s["images"].values()), session)

@@ -21,6 +21,7 @@ from netsmith.core.running import check_runs
 from netsmith.core.sources import SCHEMES, parse_source
 from netsmith.core.weights import load_state
 from netsmith.errors import SourceError
+from netsmith.formats import metric_text
 
 KIND = "network"
 WEIGHTS = "weights.safetensors"
@@ -149,6 +150,12 @@ def build_network(manifest: Mapping[str, Any]) -> nn.Module:
     return network.model
 
 
+def _text(key: str, value: Any, metrics: Mapping[str, Any]) -> str:
+    """The text of a metric of one part (``accuracy_test``), and of anything else that stands among them."""
+    name, _, part = key.rpartition("_")
+    return metric_text(name, value, metrics.get(f"{part}_images")) if isinstance(value, float) else str(value)
+
+
 def _card(manifest: Mapping[str, Any]) -> str:
     channels, height, width = manifest["preprocess"]["input_size"]
     classes = f"{manifest['num_classes']} classes, " if manifest["num_classes"] else ""
@@ -158,10 +165,7 @@ def _card(manifest: Mapping[str, Any]) -> str:
         f"`{manifest['source']}` for {manifest['task']}, {classes}images of {channels}x{height}x{width}; "
         f"{manifest['params']:,} parameters, {manifest['macs']:,} MACs an image.",
         "",
-        *(
-            f"- {key}: {value:.4f}" if isinstance(value, float) else f"- {key}: {value}"
-            for key, value in manifest["metrics"].items()
-        ),
+        *(f"- {key}: {_text(key, value, manifest['metrics'])}" for key, value in manifest["metrics"].items()),
         *licence_lines(manifest["licence"], manifest["commercial"]),
         "",
         "It began as:",

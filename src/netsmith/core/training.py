@@ -93,9 +93,10 @@ def train_entry(
     )
     if _has_weights(entry, pretrained):
         result = restore_if_worse(network.model, begun, start, result, aim, _made_worse)
+    measured = {"validation": splits.validation, "test": splits.test}
     metrics = {
         part: evaluate(network.model, images, aim, preprocess=network.preprocess, device=device)
-        for part, images in (("validation", splits.validation), ("test", splits.test))
+        for part, images in measured.items()
     }
     network.model.eval()
     network.classes = tuple(splits.classes) if network.num_classes == len(splits.classes) else ()
@@ -114,7 +115,8 @@ def train_entry(
         "task": task,
         "primary": aim.primary,
         "metrics": metrics,
-        "accuracy": {part: found.get("accuracy") for part, found in metrics.items()},
+        aim.primary: {part: found[aim.primary] for part, found in metrics.items()},
+        "images": {part: len(images) for part, images in measured.items()},
         "epochs": settings.epochs,
         "precision": result.precision,
         "best_epoch": result.best_epoch,
@@ -130,6 +132,7 @@ def train_entry(
     about = {
         "data": splits.name,
         **{name: value for name, value in named.items() if not name.startswith(("loss_", "iou/"))},
+        **{f"{part}_images": len(images) for part, images in measured.items()},
     }
     save_network(
         folder / "artifact", network, counts=counts, metrics=about, config=config or {}, hashes=hashes, overwrite=True

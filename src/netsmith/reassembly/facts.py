@@ -16,6 +16,7 @@ from netsmith.core.profile import Budget, count_macs, count_params, format_count
 from netsmith.core.sources import parse_source
 from netsmith.core.zoo import describe_source
 from netsmith.errors import NetsmithError
+from netsmith.formats import metric_text
 from netsmith.reassembly.parents import Parent
 from netsmith.reassembly.recipe import Recipe
 
@@ -31,6 +32,7 @@ KEPT = (
     "licence",
     "commercial",
     "metrics",
+    "test_images",
     "undone",
     "config",
     "hashes",
@@ -55,6 +57,7 @@ def facts_of(
     classes: Sequence[str],
     data: str,
     seed: int,
+    images: int | None = None,
     undone: bool = False,
 ) -> dict[str, Any]:
     """The facts of a network that was found and measured.
@@ -69,6 +72,7 @@ def facts_of(
         classes: names of the outputs.
         data: name of the data.
         seed: of the run.
+        images: of the test split.
         undone: whether fine-tuning made it worse, and it has its stitched weights.
     """
     used = {ref.name for ref in recipe.networks}
@@ -82,6 +86,7 @@ def facts_of(
         "seed": seed,
         **_licences([p.network.provenance for p in parents if p.name in used]),
         "metrics": {"split": "test", **{f"accuracy_{k}": v for k, v in accuracy.items()}},
+        "test_images": images,
         "undone": undone,
         STATE: digest(module.state_dict()),
     }
@@ -148,7 +153,10 @@ def card(manifest: Mapping[str, Any]) -> str:
         f"{format_count(manifest['macs'])} MACs an image of {size}, {recipe.num_classes} classes.",
         "",
         f"- budget: {Budget(**manifest['budget'])}" if manifest.get("budget") else "- budget: none",
-        *(f"- {split} accuracy, {name}: {100 * value:.2f}% ({data})" for name, value in numbers.items()),
+        *(
+            f"- {split} accuracy, {name}: {metric_text('accuracy', value, manifest.get('test_images'))} ({data})"
+            for name, value in numbers.items()
+        ),
         *([] if numbers else ["- accuracy: not measured with these weights"]),
         f"- input: images in [0, 1], resized to {size} ({recipe.input.interpolation}), minus "
         f"{list(recipe.input.mean)}, over {list(recipe.input.std)}",

@@ -54,6 +54,7 @@ class Reassembled:
     data_name: str
     data_sha256: str
     seed: int
+    test_images: int
 
     @property
     def undone(self) -> bool:
@@ -158,6 +159,7 @@ def reassemble(
         undone=training is not None and training.best_epoch == 0,
         classes=data.classes,
         data=data.name,
+        images=len(data.test),
         seed=seed,
     )
     return Reassembled(
@@ -177,4 +179,5 @@ def reassemble(
         data_name=data.name,
         data_sha256=data.fingerprint,
         seed=seed,
+        test_images=len(data.test),
     )

@@ -22,13 +22,14 @@ class Accuracy(_Record):
     """Accuracy of the chosen network, in 0..1, on `split`.
 
     `stitched` is that of the assembled network before any gradient step; `finetuned` is None without fine-tuning, and
-    where it made the network worse and was `undone`.
+    where it made the network worse and was `undone`. `images` is how many `split` has.
     """
 
     stitched: float
     finetuned: float | None
     split: Literal["test", "validation"]
     undone: bool = False
+    images: int | None = None
 
 
 class Member(_Record):

@@ -126,7 +126,11 @@ def summary_of(result: Reassembled) -> Summary:
         params=chosen.params,
         macs=chosen.macs,
         accuracy=Accuracy(
-            stitched=stitched, finetuned=result.accuracy["finetuned"], split="test", undone=result.undone
+            stitched=stitched,
+            finetuned=result.accuracy["finetuned"],
+            split="test",
+            undone=result.undone,
+            images=result.test_images,
         ),
         zoo=[
             Member(name=p.name, params=p.chain.params, macs=p.chain.macs, accuracy=result.members[p.name])

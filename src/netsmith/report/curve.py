@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from netsmith.report import formats
 from netsmith.report.labels import spread
@@ -99,13 +100,21 @@ def tuning_curves(results: Results, tips: Tips, width: float, height: float) -> 
         levels = []
         stitched = [c.accuracy.get("stitched_validation") for c in results.details.candidates if c.chosen]
         if stitched and number(stitched[0]) is not None:
-            levels.append((stitched[0], f"stitched, before any training: {formats.percent(stitched[0])}"))
+            levels.append(
+                (stitched[0], f"stitched, before any training: {formats.percent(stitched[0], results.images)}")
+            )
         best, value = best_that_fits(results, "validation")
         if best is not None and value is not None:
-            levels.append((value, f"{best.name}: {formats.percent(value)}"))
+            levels.append((value, f"{best.name}: {formats.percent(value, results.images)}"))
         curves.append(
             draw_curve(
-                "accuracy on validation", accuracy, formats.percent, tips, width=width, height=height, levels=levels
+                "accuracy on validation",
+                accuracy,
+                partial(formats.percent, images=results.images),
+                tips,
+                width=width,
+                height=height,
+                levels=levels,
             )
         )
     if loss:

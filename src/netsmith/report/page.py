@@ -143,6 +143,7 @@ def report_html(results: Results) -> str:
     return render(
         "report.html.j2",
         head=head,
+        images=results.images,
         summary=results.summary,
         details=details,
         values=chosen_resources(results),

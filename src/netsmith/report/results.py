@@ -230,6 +230,12 @@ class Results:
     config: str | None
     artifact: dict[str, Any]
 
+    @property
+    def images(self) -> float | int | None:
+        """How many images the summary's accuracies were measured on; None where it does not say."""
+        value = self.summary.accuracy.get("images")
+        return value if isinstance(value, (int, float)) and value >= 1 else None
+
 
 RecordT = TypeVar("RecordT", bound=Record)
 

@@ -113,12 +113,14 @@ def _candidate_points(results: Results, resource: str, score: str | None, tips: 
         blocks = " → ".join(c.blocks)
         y = stitched if score is None else c.scores.get(score)
         said = (
-            f"{formats.percent(stitched)} stitched, on validation" if score is None else f"{score} {formats.decimal(y)}"
+            f"{formats.percent(stitched, results.images)} stitched, on validation"
+            if score is None
+            else f"{score} {formats.decimal(y)}"
         )
         points.append(Point("chosen" if c.chosen else "candidate", head, x, y, tips.add(head, blocks, size, said)))
         if tuned is not None and score is None:
             where = "validation" if c.accuracy.get("finetuned_validation") is not None else "test"
-            tip = tips.add(head, blocks, size, f"{formats.percent(tuned)} after tuning, on {where}")
+            tip = tips.add(head, blocks, size, f"{formats.percent(tuned, results.images)} after tuning, on {where}")
             points.append(Point("tuned", _OWN_TUNED if c.chosen else head, x, tuned, tip))
     return points
 
@@ -134,7 +136,7 @@ def _other_points(results: Results, resource: str, tips: Tips, *, accuracy: bool
         if y is None:
             split = "test"
             y = network_accuracy(results, n.name, split)
-        said = f"{formats.percent(y)} on {split}" if y is not None else "accuracy not measured"
+        said = f"{formats.percent(y, results.images)} on {split}" if y is not None else "accuracy not measured"
         size = f"{formats.count(n.params)} params · {formats.count(n.macs)} MACs"
         points.append(
             Point("zoo", n.name, x, y if accuracy else None, tips.add(n.name, "network of the zoo", size, said))
@@ -143,7 +145,7 @@ def _other_points(results: Results, resource: str, tips: Tips, *, accuracy: bool
         x = resources(b)[resource]
         if x is not None:
             size = f"{formats.count(b.params)} params · {formats.count(b.macs)} MACs"
-            tip = tips.add(b.name, "baseline", size, formats.percent(b.accuracy), b.note or "")
+            tip = tips.add(b.name, "baseline", size, formats.percent(b.accuracy, results.images), b.note or "")
             points.append(Point("baseline", b.name, x, b.accuracy if accuracy else None, tip))
     return points
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ class Verdict:
     best: NetworkRecord | None
     best_accuracy: float | None
     margin: float | None
+    noise: float
     warning: str
 
     @property
@@ -159,19 +161,28 @@ def _checks(results: Results) -> tuple[Check, ...]:
 def _sentence(results: Results, final: float | None, split: str, how: str, met: bool | None) -> str:
     if final is None:
         return "Its accuracy has not been measured yet."
-    begin = f"{formats.percent(final)} accuracy on {split} {how}"
+    begin = f"{formats.percent(final, results.images)} accuracy on {split} {how}"
     best, accuracy = best_that_fits(results, split)
     known = any(network_accuracy(results, n.name, split) is not None for n in results.details.networks)
     limited = bool(limits_of(results))
     whose = "the best network of the zoo that fits the budget" if limited else "the best network of the zoo"
     if best is None or accuracy is None:
         return begin + (". No network of the zoo fits this budget." if known and limited else ".")
-    gap = formats.points(final - accuracy)
+    gap = formats.points(final - accuracy, results.images)
     if gap.startswith("±"):
         return f"{begin}: level with {best.name}, {whose}."
     word = "above" if gap[0] == "+" else "below"
     caveat = " (which itself does not meet the budget)" if met is False else ""
-    return f"{begin}{caveat}: {gap[1:]} points {word} {best.name} ({formats.percent(accuracy)}), {whose}."
+    return (
+        f"{begin}{caveat}: {gap[1:]} points {word} {best.name} ({formats.percent(accuracy, results.images)}), {whose}."
+    )
+
+
+def _noise(accuracy: float | None, images: float | int | None) -> float:
+    """One standard error of an accuracy; half of the last digit shown where the images were not counted."""
+    if accuracy is None or images is None:
+        return 0.0005
+    return math.sqrt(max(0.0, accuracy * (1 - accuracy)) / images)
 
 
 def verdict(results: Results) -> Verdict:
@@ -209,5 +220,6 @@ def verdict(results: Results) -> Verdict:
         best=best,
         best_accuracy=best_accuracy,
         margin=None if final is None or best_accuracy is None else final - best_accuracy,
+        noise=_noise(best_accuracy, results.images),
         warning=licence_warning(details),
     )
