@@ -55,6 +55,7 @@ ALLOWED = {
     "ui": {"morph", "core", "errors", "formats", "limits", "json_text"},
     "cli": {
         "config",
+        "data",
         "reassembly",
         "morph",
         "networks",

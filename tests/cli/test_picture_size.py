@@ -68,7 +68,7 @@ def test_proportions_are_kept_and_the_crop_is_said(tmp_path, caplog):
     assert (whole.shape, caplog.text) == ((3, 10, 15), "")
     assert torch.equal(whole.train.images([0])[0, 0, :, :2], torch.ones(10, 2)), "nothing is left out"
     assert open_data(f"folder:{tmp_path}", size=10).shape == (3, 10, 10)
-    assert "middle 10x10 (height x width): of one of 20x30, 33% is left out" in caplog.text
+    assert "middle, 10x10 (height x width): one of 20x30 loses 33%" in caplog.text
 
 
 @pytest.mark.parametrize(("text", "size"), [("28", 28), ("[20, 30]", (20, 30)), ("20x30", (20, 30))])

@@ -298,7 +298,7 @@ for name, tensor in sorted(module.state_dict().items()):
 
 
 def test_finetuning_changes_the_network_and_adapters_alone_when_asked(digits, tmp_path):
-    settings = TrainSettings(epochs=1, lr=0.001, batch_size=64)
+    settings = TrainSettings(epochs=1, lr=0.0001, batch_size=64)
     tuned = reassemble(
         zoo(), digits, Budget(params="150k"), finetune=settings, trainable="adapters", finalists=2, **SETTINGS
     )

@@ -17,6 +17,7 @@ from netsmith.core.graph import Chain, dissect
 from netsmith.core.preprocess import preprocess_of
 from netsmith.core.sources import parse_source
 from netsmith.core.zoo import Network, load_source
+from netsmith.data.names import FILE_KINDS
 from netsmith.errors import DataError, SourceError
 from netsmith.formats import metric_text
 
@@ -129,14 +130,22 @@ def open_for(
         )
         if taken and (section.seed, section.validation_fraction, section.size, section.ignore) != (0, 0.1, None, None):
             session.console.note(f"{data} is read as for {source}: " + ", ".join(f"{k} {v}" for k, v in taken.items()))
-        name, made_of = kept and told.get("source"), manifest.get("hashes", {}).get("data")
-        if name == data and isinstance(made_of, str) and made_of != splits.fingerprint:
+        name, made_of = str(kept and told.get("source")), manifest.get("hashes", {}).get("data")
+        folders = (Path(parsed.name), Path(parsed.name).parent)  # paths in it start from one of them
+        same = any(_resolved(name, folder) == _resolved(data, Path()) for folder in folders)
+        if same and isinstance(made_of, str) and made_of != splits.fingerprint:
             session.console.note(
                 f"{data} is not what {source} was made of, or is split in another way: its test part may hold images "
                 "that were trained on"
             )
         return Opened(splits, drawn if seed is None else seed)
     return Opened(open_data(data, seed=seed or 0, size=size, ignore=ignore), seed or 0)
+
+
+def _resolved(data: str, folder: Path) -> str:
+    """Return a data source whose path, if it has one, is absolute; a relative one starts from `folder`."""
+    kind, _, path = data.partition(":")
+    return f"{kind}:{(folder / path).resolve()}" if kind in FILE_KINDS and path else data
 
 
 def resized_norms(source: str, network: Network) -> bool:

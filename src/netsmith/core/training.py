@@ -19,6 +19,7 @@ from netsmith.core.checkpoint import copied_state
 from netsmith.core.data import ImageSet, Splits, check_labelled
 from netsmith.core.engine import Progress, TrainSettings, evaluate, train
 from netsmith.core.network import Network, load_source
+from netsmith.core.paths import portable
 from netsmith.core.profile import count_macs, count_params
 from netsmith.core.run_hashes import run_hashes
 from netsmith.core.sources import parse_source
@@ -104,7 +105,8 @@ def train_entry(
         "params": count_params(network.model),
         "macs": count_macs(network.model, network.preprocess.input_size),
     }
-    hashes = run_hashes(config or {}, splits.fingerprint, [network.provenance])
+    kept = portable(config or {}, folder)
+    hashes = run_hashes(kept, splits.fingerprint, [network.provenance])
     summary = {
         "kind": "training",
         "schema": 1,
@@ -134,9 +136,7 @@ def train_entry(
         **{name: value for name, value in named.items() if not name.startswith(("loss_", "iou/"))},
         **{f"{part}_images": len(images) for part, images in measured.items()},
     }
-    save_network(
-        folder / "artifact", network, counts=counts, metrics=about, config=config or {}, hashes=hashes, overwrite=True
-    )
+    save_network(folder / "artifact", network, counts=counts, metrics=about, config=kept, hashes=hashes, overwrite=True)
     write_json(folder / "summary.json", summary)
     return summary
 

@@ -20,6 +20,7 @@ from netsmith.core.licences import licence_lines
 from netsmith.core.manifest_fields import check_fields
 from netsmith.core.network import Network
 from netsmith.core.output import write_json
+from netsmith.core.paths import portable
 from netsmith.core.preprocess import Preprocess, remember
 from netsmith.core.profile import count_macs, count_params, format_count
 from netsmith.core.run_hashes import run_hashes
@@ -57,6 +58,7 @@ def write_results(
 ) -> Summary:
     """Write `artifact/`, `details.json` and, last, `summary.json` to a folder that exists. Raises OutputError."""
     folder = Path(folder)
+    config = portable(config or {}, folder)  # once, so that all files have one config and one hash of it
     save_morphed(result, folder / "artifact", config=config, overwrite=True)
     size = artifact_bytes(folder / "artifact")
     write_json(folder / "details.json", details_of(result, size, rivals or [], config).to_dict())
@@ -82,6 +84,7 @@ def save_morphed(
 
     Raises OutputError.
     """
+    kept = portable(config or {}, Path(folder))
     morphable, network = result.model.morphable, result.network
     generated = {slot.name for slot in morphable.generator.slots}
     keeps_base = bool(morphable.generator.anchors())
@@ -106,8 +109,8 @@ def save_morphed(
         "validation": _by_name(result, "validation"),
         "validation_images": len(result.data.validation),
         "test_images": len(result.data.test),
-        "config": dict(config or {}),
-        "hashes": hashes_of(result, config),
+        "config": kept,
+        "hashes": hashes_of(result, kept),
     }
     files = {BASE: base, GENERATOR: morphable.generator.saved()}
     return save_artifact(

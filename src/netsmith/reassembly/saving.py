@@ -53,6 +53,7 @@ def write_results(result: Reassembled, folder: Path | str, *, config: Mapping[st
         OutputError: the folder cannot be written.
     """
     folder = Path(folder)
+    config = portable(config or {}, folder)  # once, so that all files have one config and one hash of it
     write_text(folder / "recipe.json", portable(result.recipe.to_json(), folder))
     save_reassembled(result, folder / "artifact", config=config, overwrite=True)
     write_json(folder / "details.json", details_of(result, config).to_dict())
@@ -65,8 +66,8 @@ def save_reassembled(
     result: Reassembled, folder: Path | str, *, config: Mapping[str, Any] | None = None, overwrite: bool = False
 ) -> Path:
     """Write the chosen network as an artifact, which is itself a source; returns the folder. Raises OutputError."""
-    hashes = hashes_of(result, config or {})
-    result.module.facts = {**result.module.facts, "config": dict(config or {}), "hashes": hashes}
+    kept = portable(config or {}, Path(folder))
+    result.module.facts = {**result.module.facts, "config": kept, "hashes": hashes_of(result, kept)}
     return save_assembled(result.module, Path(folder), overwrite)
 
 
