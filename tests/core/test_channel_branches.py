@@ -249,3 +249,91 @@ class Below(Indirect):
 def test_branches_are_found_however_they_are_named(build, way):
     with pytest.raises(ChannelError, match="the code around more, which the trial run did not reach"):
         width_groups(build(way), torch.randn(2, 6))
+
+
+class Hidden(nn.Module):
+    """A layer, then a `way` to go on, which a large mean changes."""
+
+    def __init__(self, way: Callable[..., Tensor], **parts: object) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.way(self, torch.relu(self.a(x)), x.mean() > 100))
+
+
+class Router:
+    def __init__(self, *ways: nn.Module) -> None:
+        self.ways = ways
+
+
+def _registered() -> nn.Module:
+    model = Hidden(lambda m, h, large: m.ways[int(large)](h), one=nn.Linear(8, 8), two=nn.Linear(8, 8))
+    model.ways = [model.one, model.two]
+    return model
+
+
+def _routed() -> nn.Module:
+    model = Hidden(lambda m, h, large: m.router.ways[int(large)](h), one=nn.Linear(8, 8), two=nn.Linear(8, 8))
+    model.router = Router(model.one, model.two)
+    return model
+
+
+HIDDEN: dict[str, Callable[[], nn.Module]] = {
+    "a list of parameters": lambda: Hidden(
+        lambda m, h, large: h @ m.ways[int(large)], ways=nn.ParameterList([torch.randn(8, 8), torch.randn(8, 8)])
+    ),
+    "a list that holds registered modules": _registered,
+    "an object that holds registered modules": _routed,
+    "a part of buffers": lambda: Hidden(
+        lambda m, h, large: m.norm(h) if large else h, norm=nn.BatchNorm1d(8, affine=False)
+    ),
+    "a way without weights": lambda: Hidden(lambda m, h, large: h.flip(1) if large else h),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_ways_that_have_no_name_of_their_own_are_refused(name):
+    torch.manual_seed(0)
+    x, model = torch.randn(2, 6), HIDDEN[name]().eval()
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)
+    try:
+        groups = width_groups(model, x)
+    except ChannelError:
+        return
+    other = x + 300
+    for group in groups:
+        moved = resize(model, [group], {group.name: 2 * group.width})
+        with torch.no_grad():
+            expected = model(other)
+            assert (moved(other) - expected).abs().max() < 1e-4 * expected.abs().max(), group.name
+    assert "a" not in [g.name for g in groups]
+
+
+def test_a_list_of_parameters_by_size_is_refused_by_name():
+    model = Hidden(lambda m, h, _: h @ m.ways[len(h) // 50], ways=nn.ParameterList([torch.randn(8, 8) for _ in "ab"]))
+    with pytest.raises(ChannelError, match=r"the code around ways\.1, which the trial run did not reach"):
+        width_groups(model.eval(), torch.randn(2, 6))
+
+
+def test_a_norm_that_only_some_values_meet_is_not_folded():
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.bn, self.o = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.c(x)
+            return self.o(self.bn(h) if x.mean() < 50 else h)
+
+    model = Sometimes().eval()
+    model.bn.running_mean.uniform_(-1, 1)
+    folded = fold_batch_norms(model, IMAGE)
+    with torch.no_grad():
+        for x in (IMAGE, IMAGE + 90):
+            assert torch.allclose(folded(x), model(x), atol=1e-4, rtol=1e-4)

@@ -196,3 +196,10 @@ def test_a_squeeze_of_images_is_said_once(size, said, caplog):
     texts = [r.getMessage() for r in caplog.records]
     wanted = f"images of 40x60 (height x width) are squeezed to the 32x32 of 'net{size}'. A size of 32x32 cuts"
     assert [t.startswith(wanted) for t in texts] == [True] * said
+
+
+def test_a_mean_of_other_values_is_refused():
+    with pytest.raises(SourceError, match="If it is of values from 0 to 255, divide it by 255, and std too"):
+        load_source(
+            nn.Flatten(), input_size=(3, 8, 8), num_classes=192, mean=(123.0, 116.0, 103.0), std=(58.0, 57.0, 57.0)
+        )

@@ -173,3 +173,45 @@ def test_what_at_gives_is_saved_from_python(own, tmp_path):
 def test_what_was_made_in_another_way_is_not_called_sampled(tmp_path):
     with pytest.raises(ArtifactError, match="This Mine was never saved"):
         netsmith.save_pretrained(Mine(), tmp_path / "a")
+
+
+def _eps(model: nn.Module) -> None:
+    next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).eps = 0.5
+
+
+def _activation(model: nn.Module) -> None:
+    name = next(n for n, m in model.named_modules() if isinstance(m, nn.ReLU))
+    model.set_submodule(name, nn.Tanh())
+
+
+def _head(model: nn.Module) -> None:
+    name, old = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
+    model.set_submodule(name, nn.Linear(old.in_features, 5))
+
+
+@pytest.mark.parametrize("change", [_eps, _activation, _head])
+def test_a_network_changed_after_it_was_resized_is_not_saved(change, tmp_path):
+    network = load_source("netsmith:plain_cnn", num_classes=10, input_size=(1, 8, 8), options={"widths": [8, 8]})
+    half = halved(network.model)
+    netsmith.save_pretrained(half, tmp_path / "as it is")
+    change(half)
+    with pytest.raises(ArtifactError, match=r"changed after it was resized: layers or their settings differ"):
+        netsmith.save_pretrained(half, tmp_path / "changed")
+    assert not (tmp_path / "changed").exists()
+
+
+def test_a_module_of_other_layers_or_without_values_takes_no_weights(tmp_path):
+    netsmith.save_pretrained(halved(Mine()), tmp_path / "half")
+    other = Mine()
+    _activation(other)
+    with pytest.raises(ArtifactError, match="was saved of another network than is built here"):
+        netsmith.load(tmp_path / "half", into=other)
+    with pytest.raises(ArtifactError, match="on the meta device and has no values"):
+        netsmith.load(tmp_path / "half", into=Mine().to("meta"))
+
+
+def test_what_is_under_a_wrapper_is_saved(tmp_path):
+    half = halved(Mine())
+    netsmith.save_pretrained(nn.DataParallel(half), tmp_path / "half")
+    with torch.no_grad():
+        assert torch.equal(netsmith.load(tmp_path / "half", into=Mine())(X), half(X))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -291,3 +293,36 @@ def test_evaluate_and_train_say_why_a_network_cannot_run():
             netsmith.evaluate(model, data, task, mean=(0.0,) * 3, std=(1.0,) * 3)
         with pytest.raises(TrainingError, match=message):
             netsmith.train(model, (data, data), task, quiet, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
+WRONG = """
+import torch, netsmith
+from torch import nn
+net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+calls = {
+    "a shape": lambda: netsmith.dissect(net, (1, 6)),
+    "None": lambda: netsmith.width_groups(net, None),
+    "a dict": lambda: netsmith.count_macs(net, {"x": 1}),
+    "an empty batch": lambda: netsmith.count_macs(net, torch.zeros(0, 6)),
+    "no batch": lambda: netsmith.measure_latency(net, (7,)),
+    "no network": lambda: netsmith.count_macs(torch.export.export(net, (torch.zeros(2, 6),)), (6,)),
+    "a text": lambda: netsmith.open_data("digits", size="24x32"),
+    "three sides": lambda: netsmith.open_data("digits", size=(3, 24, 32)),
+    "modules": lambda: netsmith.reassemble([net, net], netsmith.open_data("digits")),
+    "a module": lambda: netsmith.make_morphable(net, netsmith.open_data("digits")),
+}
+for name, call in calls.items():
+    try:
+        call()
+        print("no error:", name)
+    except netsmith.NetsmithError as error:
+        assert "expected" in str(error) or "not" in str(error), error
+    except Exception as error:
+        print("traceback:", name, repr(error))
+"""
+
+
+def test_arguments_of_another_kind_are_refused_without_a_traceback():
+    """In a process of its own, where types are not checked at run time."""
+    ran = subprocess.run([sys.executable, "-c", WRONG], capture_output=True, text=True, timeout=200, check=False)
+    assert (ran.returncode, ran.stdout) == (0, ""), ran.stdout + ran.stderr

@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
 from netsmith.core.channel_labels import BARE, PADDED, Labels, compress, varying
-from netsmith.trace.coverage import Coverage
+from netsmith.trace.coverage import READS_VALUES, Coverage
 
 _MARK = "_netsmith_channels"
 _REASONS = {
@@ -141,7 +141,10 @@ class Flow(TorchFunctionMode):
             self._passed[name].update((id(layer), layer) for layer in self.marks(t).layers)
 
     def pin_unseen(self) -> None:
-        """Pin all channels that a part of the network could get, or stand in for, that no run saw."""
+        """Pin all channels that a part of the network could get, or stand in for, that no run saw.
+
+        So are those that pass code which decides by values: for others it may use what it used in another way.
+        """
         for part, around in self._coverage.unseen().items():
             reason = (
                 f"they pass the code around {part}, which the trial run did not reach, so that nothing is known of what"
@@ -149,6 +152,13 @@ class Flow(TorchFunctionMode):
             )
             for layer in self._passed[around].values():
                 self.labels.pin(layer, reason)
+        for name in self._coverage.decides:
+            for layer in self._passed[name].values():
+                self.labels.pin(
+                    layer,
+                    f"they pass the code of {name or 'the network itself'}, which reads values of a tensor and may do"
+                    " something else for others",
+                )
 
     # -- what rules use ----------------------------------------------------------------------------------------------
 
@@ -330,6 +340,8 @@ class Flow(TorchFunctionMode):
         if name == "__setitem__":
             self._written(*args)
         made, given = tensors_of(out), tensors_of((args, kwargs))
+        if not made and name in READS_VALUES and any(self.marks(t).derived for t in given):
+            self._coverage.decides.add(self._coverage.inside[-1])
         if made or name == "__setitem__":  # a look at a shape or a type shows nothing of a part
             self._coverage.touch(given)
         if not made or not any(self.marks(t).layers or self.marks(t).derived for t in given):

@@ -97,6 +97,8 @@ def open_data(
     """
     if not 0.0 < validation_fraction < 1.0:
         raise DataError(f"validation_fraction is a number between 0 and 1, not {validation_fraction}")
+    if not (size is None or isinstance(size, int) or (isinstance(size, tuple | list) and len(size) == 2)):
+        raise DataError(f"size is a number of pixels, or (height, width), not {size!r}")
     for side in () if size is None else sides(size):
         if side < 1:
             raise DataError(f"size is a number of pixels, at least 1, not {size}")

@@ -19,7 +19,7 @@ from netsmith.core.trial import check_arguments, run_whole, trial_batches, untou
 from netsmith.errors import ChannelError
 from netsmith.records.architecture import note, note_made
 from netsmith.trace.checks import original
-from netsmith.trace.coverage import Coverage
+from netsmith.trace.coverage import READS_VALUES, Coverage
 
 _LAYERS = frozenset(f"{kind}{n}d" for kind in ("conv", "conv_transpose") for n in (1, 2, 3)) | {"linear"}
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -50,7 +50,8 @@ def fold_batch_norms(model: nn.Module, example_input: Tensor, *, name: str = "")
     gets a bias. `example_input` is a batch `(n, ...)` as the network takes it. The copy was seen to give the network's
     output to 1e-5 of the largest value; norms for which it does not are kept, and a warning names them. Batch norms
     elsewhere (before a convolution, after a concatenation) stay, and so do those of layers whose weights are computed
-    from others (weight norm, spectral norm) or whose outputs pass code around a part that the run did not reach.
+    from others (weight norm, spectral norm) or whose outputs pass code around a part that the run did not reach, or
+    code that decides by values.
 
     Raises DissectionError for a network that does not run on the example.
     """
@@ -116,6 +117,7 @@ class _Watch(TorchFunctionMode):
         self.calls: Counter[str] = Counter()
         self.passed: dict[str, set[str]] = defaultdict(set)  # layer -> modules whose code has its output
         self.coverage = coverage
+        self.state = {id(t) for t in [*model.parameters(), *model.buffers()]}
 
     def run(self, x: Tensor) -> None:
         """Run the network on `x`."""
@@ -137,6 +139,8 @@ class _Watch(TorchFunctionMode):
         if name == "batch_norm":
             reader = next((self.norms[id(t)] for t in given if id(t) in self.norms), "")
             self.calls[reader] += 1
+        if not made and name.strip("_") in READS_VALUES and not any(id(t) in self.state for t in given):
+            self.coverage.decides.add(self.coverage.inside[-1])
         if made:
             self.coverage.touch(given)
             for t in given:
@@ -171,7 +175,7 @@ def _pairs(model: nn.Module, x: Tensor, batch: Tensor) -> list[_Pair]:
     with untouched(model), suppress(Exception):  # in train mode it may want targets: what only that mode uses is unseen
         model.train()
         training.run(batch)
-    blind = set(coverage.unseen().values())
+    blind = set(coverage.unseen().values()) | coverage.decides
 
     def alone(run: _Watch, layer: str, norm: str) -> bool:
         return run.read[layer] == [norm] and run.calls[layer] == run.calls[norm] == 1 and not run.passed[layer] & blind

@@ -193,6 +193,15 @@ def load_source(
     )
 
 
+def check_network(network: object) -> None:
+    """Raise SourceError for what is no Network, such as a module that was given as it is."""
+    if not isinstance(network, Network):
+        raise SourceError(
+            f"expected a network that load_source gave, got a {type(network).__name__}. Load it first: "
+            "netsmith.load_source(module, name=..., input_size=..., mean=..., std=...)."
+        )
+
+
 def provenance_of(rows: Iterable[Mapping[str, Any]]) -> tuple[Provenance, ...]:
     """What a manifest keeps under `provenance`, read back; keys that this release does not know are left out."""
     known = {f.name for f in fields(Provenance)}
@@ -347,7 +356,7 @@ def _preprocess(
         if not isinstance(own, tuple | list) or len(own) != 3:
             raise SourceError(
                 f"Nothing tells which images '{name}' takes. Give input_size: [channels, height, width], "
-                "such as [3, 32, 32]."
+                "such as [3, 32, 32] (--input-size 3x32x32)."
             )
         size = _triple(own)
     means, stds = _per_channel("mean", mean, known.mean, size), _per_channel("std", std, known.std, size)

@@ -181,10 +181,16 @@ def chosen(
 
 
 def per_channel(what: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """A number for each channel; a single one stands for all. Raises SourceError for another count."""
+    """A number for each channel; a single one stands for all. Raises SourceError for what can be no mean or std."""
+    values = [values] if isinstance(values, int | float) else values
     if len(values) not in (1, channels):
         raise SourceError(
             f"The network takes {channels} channels, but its {what} has {len(values)} values: {list(values)}."
+        )
+    if what == "mean" and max(values) > 1:
+        raise SourceError(
+            f"mean is of images with values from 0 to 1, got {list(values)}. If it is of values from 0 to 255, divide "
+            "it by 255, and std too."
         )
     if what == "std" and min(values) <= 0:
         raise SourceError(f"std holds numbers greater than 0, got {list(values)}.")

@@ -16,6 +16,7 @@ from netsmith.core.output import named_os_errors
 from netsmith.core.paths import as_path
 from netsmith.errors import ArtifactError, NetsmithError
 from netsmith.records.architecture import architecture, is_noted
+from netsmith.trace.checks import original
 
 _P = TypeVar("_P", bound="Pretrained")
 
@@ -33,7 +34,7 @@ def save_pretrained(module: nn.Module, folder: Path | str, *, overwrite: bool = 
         ArtifactError: the module was never saved and does not know how, or was changed since it was loaded.
         OutputError: the folder exists, or cannot be written.
     """
-    folder = Path(folder)
+    module, folder = original(module), Path(folder)
     origin = getattr(module, "artifact_folder", None)
     if isinstance(origin, Path) and is_artifact(origin) and _unchanged(module, origin):
         return _copy(origin, folder, overwrite)

@@ -56,6 +56,10 @@ def measure_latency(module: nn.Module, x: Tensor, *, warmup: int = 3, runs: int 
     """
     times = []
     label = type(original(module)).__name__
+    if not isinstance(x, Tensor):
+        raise DissectionError(
+            f"{label}: expected a batch such as torch.zeros(1, 3, 224, 224), got a {type(x).__name__}"
+        )
     what, remedy = f"{label} does not run on a batch of {shape_text(x.shape)}", "Give a batch as the network takes it"
     with eval_mode(module), explained(module, x, what, remedy), torch.no_grad():
         for _ in range(warmup):

@@ -15,6 +15,11 @@ from netsmith.trace.checks import check_inputs, check_readable, explained, shape
 def check_arguments(model: nn.Module, x: Tensor, label: str) -> None:
     """Refuse (DissectionError) an example that is no batch, and a network that cannot be looked into or that needs more
     than one input."""
+    if not isinstance(x, Tensor):
+        raise DissectionError(
+            f"{label}: expected an example batch such as torch.zeros(1, 3, 224, 224), but the example is a"
+            f" {type(x).__name__}"
+        )
     if x.ndim < 2 or 0 in x.shape:
         raise DissectionError(
             f"{label}: expected an example batch (n, ...) such as (1, 3, 224, 224), but the example has shape"

@@ -19,7 +19,7 @@ from netsmith.core.data import Splits
 from netsmith.core.engine import Entry, Progress, TrainResult, TrainSettings, evaluate
 from netsmith.core.graph import Chain, dissect
 from netsmith.core.images import ImageSet, check_labelled
-from netsmith.core.network import Network
+from netsmith.core.network import Network, check_network
 from netsmith.core.profile import measure_latency
 from netsmith.core.stopwatch import Stopwatch
 from netsmith.core.tasks import Generation, Task, make_task
@@ -189,6 +189,7 @@ def make_morphable(
         MorphError: what is asked of space, generator or ratios is impossible.
         TrainingError: data, task and network do not fit, or the loss is not finite.
     """
+    check_network(network)
     if network.task != "generation":
         check_labelled(data, "morphing")
     _ = network.preprocess.statistics  # refused before the long work

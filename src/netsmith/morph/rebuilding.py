@@ -17,6 +17,7 @@ from netsmith.core.running import check_runs
 from netsmith.errors import ArtifactError
 from netsmith.morph.coordinates import check_affordable, slots
 from netsmith.morph.fields import SampledFields
+from netsmith.trace.checks import original, unusable
 
 SAMPLED = "sampled"
 
@@ -38,10 +39,12 @@ def rebuilt(manifest: Mapping[str, Any], where: str, into: nn.Module | None = No
     if into is None and manifest.get("kind") == "module":
         named = str(manifest.get("source", ""))[7:200]
         raise ArtifactError(
-            f"{where} began as a module of a class of yours ({named}), which no source string builds again. Build one "
-            f"and pass it: netsmith.load('{where}', into=module)."
+            f"{where} began as a module ({named}) that no source string builds again. Build one as it was before "
+            f"and pass it: netsmith.load('{where}', into=module). A network that netsmith.load_source built needs none."
         )
-    model = build(manifest) if into is None else into
+    if into is not None and (reason := unusable(into)):
+        raise ArtifactError(f"into: {reason}.")
+    model = build(manifest) if into is None else original(into)
     for step in steps:
         model = _made(model, step, where)
     return model

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from netsmith.core.preprocess import Preprocess, remember
 from netsmith.core.profile import count_macs, count_params
 from netsmith.core.running import check_runs
 from netsmith.core.weights import load_state
-from netsmith.errors import ArtifactError
+from netsmith.errors import ArtifactError, NetsmithError
 from netsmith.morph.fields import SampledFields
 from netsmith.morph.rebuilding import SAMPLED, rebuilt
 from netsmith.morph.recalibrating import has_statistics
@@ -25,6 +27,10 @@ from netsmith.records.architecture import architecture, note
 
 KIND = SAMPLED
 WEIGHTS = "weights.safetensors"
+_OTHER_LAYERS = (
+    "layers or their settings differ (an activation, a stride, an eps, a new head). Change a network before it is "
+    "resized, or build it by a source that has the change."
+)
 BASE_STATISTICS = "those of the base network's channels"
 
 
@@ -41,7 +47,12 @@ def save_sampled(network: nn.Module, folder: Path, overwrite: bool = False, *, s
     found = json.loads(to_json(architecture(network)))
     if found["kind"] != KIND:
         raise ArtifactError(f"This {type(network).__name__} did not come of `resize` or of a morphable artifact.")
-    shape, params = check_fields(found, SampledFields, folder).shape, count_params(network)
+    shape, params, changed = check_fields(found, SampledFields, folder).shape, count_params(network), False
+    found["layers"] = _layers(network)
+    with suppress(NetsmithError):  # of a class of the user's, or of code that may not run: loading compares them
+        changed = _layers(rebuilt(found, str(folder))) != found["layers"]
+    if changed:
+        raise ArtifactError(f"This {type(network).__name__} was changed after it was resized: {_OTHER_LAYERS}")
     if shape is not None:
         found["macs"] = count_macs(network, shape)
     if "from" in found and shape is not None and has_statistics(network, shape):
@@ -75,10 +86,17 @@ def load_sampled(folder: Path, *, base: nn.Module | None = None) -> nn.Module:
     shape = check_fields(manifest, SampledFields, folder).shape
     if shape is not None:
         check_runs(plain, shape, str(folder))
+    if manifest.get("layers", _layers(plain)) != _layers(plain):
+        raise ArtifactError(f"{folder} was saved of another network than is built here: {_OTHER_LAYERS}")
     note(plain, manifest)
     if "preprocess" in manifest:
         remember(plain, Preprocess.from_json(manifest["preprocess"]), manifest.get("classes", ()))
     return plain.eval()
+
+
+def _layers(network: nn.Module) -> str:
+    """Return a digest of the layers and their settings, as they print."""
+    return hashlib.sha256(repr(network).encode()).hexdigest()
 
 
 @builder(KIND)

@@ -20,7 +20,7 @@ from netsmith.core.data import Splits, balanced_indices, check_labelled, probe_s
 from netsmith.core.engine import Progress, TrainResult, TrainSettings, evaluate
 from netsmith.core.graph import Chain, Unit
 from netsmith.core.images import check_enough
-from netsmith.core.network import Network
+from netsmith.core.network import Network, check_network
 from netsmith.core.processes import own_device
 from netsmith.core.profile import Budget
 from netsmith.core.session import placed
@@ -101,6 +101,8 @@ class Run:
     def __init__(
         self, networks: Sequence[Network], data: Splits, budget: Budget, seed: int, device: str, steps: Clock
     ) -> None:
+        for network in networks:
+            check_network(network)
         self.networks, self.data, self.budget, self.seed, self.device = networks, data, budget, seed, device
         self.steps = steps
         check_labelled(data, "reassembly")

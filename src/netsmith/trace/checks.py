@@ -57,6 +57,8 @@ def packed_tensors(module: nn.Module) -> list[Tensor]:
 
 def _inputs_needed(model: nn.Module) -> str:
     """Return what `forward` needs beyond one tensor, as a clause; empty where one is enough."""
+    if not isinstance(model, nn.Module):
+        raise DissectionError(f"expected a torch.nn.Module, got a {type(model).__name__}")
     try:
         parameters = inspect.signature(model.forward).parameters.values()
     except ValueError:  # a traced module has no signature

@@ -159,6 +159,13 @@ def multiply_adds(module: nn.Module, given: Tensor | tuple[int, ...]) -> int:
     check_sizes(module)
     state = [*module.parameters(), *module.buffers()]
     device = next((t.device for t in state), torch.device("cpu"))
+    if not isinstance(given, Tensor | tuple | list) or (isinstance(given, Tensor) and 0 in given.shape):
+        kind = (
+            f"a batch of shape {shape_text(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+        )
+        raise DissectionError(
+            f"{label}: expected the shape of one input, such as (3, 224, 224), or a batch of examples, got {kind}"
+        )
     if isinstance(given, Tensor):
         x = given.detach()[:1].to(device)
     else:

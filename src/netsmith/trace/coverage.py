@@ -9,21 +9,29 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+READS_VALUES = frozenset(
+    {"bool", "item", "int", "float", "complex", "index", "tolist", "numpy", "array"}
+    | {"contains", "equal", "allclose", "is_nonzero"}
+)
+"""Torch functions, without underscores, whose result is no tensor but hangs on the values of one."""
+
 
 class Coverage:
-    """What runs of `model` saw so far: modules that ran and parameters that torch functions were given."""
+    """What runs of `model` saw so far: modules that ran, and parameters and buffers that torch functions were given."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.inside: list[str] = []  # names of the modules whose code is running
         self._names = {id(m): n for n, m in model.named_modules()}
-        self._parameters = {id(p): n for n, p in model.named_parameters()}
+        buffers = [(n, b) for n, b in model.named_buffers() if b.is_floating_point()]
+        self._parameters = {id(t): n for n, t in [*model.named_parameters(), *buffers]}
+        self.decides: set[str] = set()  # names of modules whose code reads values of what depends on the input
         self._ran: set[str] = set()
         self._touched: set[str] = set()
 
@@ -73,6 +81,7 @@ class Coverage:
 
 
 # Code that goes through its modules without their names.
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _BY_ANY_NAME = {"getattr", "children", "named_children", "modules", "named_modules", "_modules", "get_submodule"}
 
 
@@ -80,7 +89,7 @@ def _speaks_of(module: nn.Module, part: str) -> bool:
     """Whether the code of a module can reach a part of it by its name."""
     owners, wanted = [module], set[str]()
     for name in part.split("."):
-        if not isinstance(owners[-1], (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        if not isinstance(owners[-1], _CONTAINERS):
             wanted.add(name)
         if isinstance(below := getattr(owners[-1], name), nn.Module):
             owners.append(below)
@@ -107,5 +116,21 @@ def _spoken(owners: Sequence[nn.Module]) -> set[str]:
         places += [vars(c) for m in owners for c in type(m).__mro__ if not c.__module__.startswith("torch.")]
         called = [place[name] for name in code.co_names for place in places if name in place]
         called += [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
-        todo += [c for c in called if isinstance(c, (FunctionType, MethodType, property))]
+        held = [leaf for value in called for leaf in _held(value)]
+        todo += [c for c in held if isinstance(c, (FunctionType, MethodType, property))]
+        if any(isinstance(c, nn.Module) and all(c is not v for v in called) for c in held):
+            names.add("modules")  # in a list or an object of the user's, where it has another name
     return names
+
+
+def _held(value: Any) -> list[Any]:
+    """Return a value, or what a list, a dict or an object of a user's class holds."""
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, (list, tuple, set)):
+        return list(value)
+    plain = isinstance(value, (nn.Module, Tensor, type, FunctionType, MethodType, ModuleType, property))
+    if plain or not hasattr(value, "__dict__") or type(value).__module__.partition(".")[0] in ("torch", "builtins"):
+        return [value]
+    methods = [m for m in vars(type(value)).values() if isinstance(m, FunctionType)]
+    return [*methods, *(leaf for item in vars(value).values() for leaf in _held(item))]
