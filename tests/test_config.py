@@ -165,7 +165,7 @@ seed: -1
         "line 7: data.validation_fraction: expected a number less than 1, got 1.5",
         "line 8: probe.images: expected a number, got true",
         "line 8: probe.grid: expected a whole number, got 'two'",
-        "line 9: similarity.metric: expected one of cka, rbf_cka, lr, got 'cca'. Did you mean 'cka'?",
+        "line 9: similarity.metric: expected one of cka, rbf_cka, lr",  # and what a user registers
         "line 11: partition.k: expected a whole number of at least 2, got 1",
         "line 12: partition.eps: expected a number of at least 0, got -0.1",
         "line 13: partition.size: expected 'units', 'params' or 'macs', got 'unit'. Did you mean 'units'?",

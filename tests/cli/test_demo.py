@@ -45,7 +45,7 @@ def test_the_demo_tells_its_story(tmp_path, capsys):
     assert 'href="any_width/report.html"' in (out / "report.html").read_text()
     assert 'href="../report.html"' in (out / "any_width" / "report.html").read_text()
     config = load_morph_config(out / "any_width" / "config.yaml")
-    assert Path(config.network.source) == out / "artifact"
+    assert Path(config.network.source).resolve() == (out / "artifact").resolve()
     assert list(config.ratios) == [w["ratio"] for w in widths["widths"]]
     # a size of it is a source
     assert main(["evaluate", f"{out / 'any_width' / 'artifact'}@0.5", "--data", "digits", "--json"]) == 0

@@ -278,7 +278,8 @@ def test_an_edited_network_is_fitted_and_compared_anew(tmp_path, monkeypatch, ca
     """Its weights are the same, and so is every key of the config."""
     (tmp_path / "net.py").write_text(CODE)
     (tmp_path / "morph.yaml").write_text(
-        f"network: {{source: 'py:{tmp_path}/net.py:build', input_size: [1, 8, 8], num_classes: 10}}\ndata: digits\n"
+        f"network: {{source: 'py:{tmp_path}/net.py:build', input_size: [1, 8, 8], num_classes: 10, mean: [0.5], "
+        "std: [0.5]}\ndata: digits\n"
         "training: {epochs: 1, batch_size: 256, lr: 0.02}\nratios: [1.0, 0.5]\nrivals: [alone]\n"
         "generator: {kind: nested}\norder: {by: none}\n"
     )

@@ -392,9 +392,9 @@ def test_a_second_comparison_computes_nothing(morphed, finished, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "steps", "after", "left", "told"),
     [
-        ("l1", 24, 9, 18, "Torch-Pruning L1 at 0.5"),  # in the second epoch of the first of two networks
-        ("alone", 12, 20, 6, "trained alone at 0.5"),  # in the second epoch of the second
-        ("nested", 12, 9, 6, "nested"),
+        ("l1", 24, 9, 21, "Torch-Pruning L1 at 0.5"),  # in the second epoch of the first of two networks
+        ("alone", 12, 23, 7, "trained alone at 0.5"),  # in the second epoch of the second
+        ("nested", 12, 9, 7, "nested"),
     ],
 )
 def test_an_interrupted_comparison_goes_on(morphed, tmp_path, kind, steps, after, left, told):

@@ -80,7 +80,7 @@ def test_a_network_of_a_class_of_ones_own_is_loaded_into_one(make, tmp_path):
         assert same(load(tmp_path / "a", into=other), made)
     assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
     with pytest.raises(
-        ArtifactError, match=r"of yours \(Mine\), which no source string .* netsmith.load\('.*a', into=m"
+        ArtifactError, match=r"as a module \(Mine\) that no source string .* netsmith.load\('.*a', into=m"
     ):
         netsmith.load(tmp_path / "a")
     assert "into=module" in (tmp_path / "a/README.md").read_text()

@@ -200,7 +200,7 @@ def test_a_network_given_as_a_module_is_handed_over_again(tmp_path):
     network = load_source(module, name="mine", input_size=(1, 8, 8), num_classes=10)
     made = make_morphable(network, open_data("digits"), training=None, ratios=(0.5,))
     write_results(made, tmp_path)
-    with pytest.raises(ArtifactError, match="which no source string builds again"):
+    with pytest.raises(ArtifactError, match="that no source string builds again"):
         load_morphed(tmp_path / "artifact")
     loaded = load_morphed(tmp_path / "artifact", base=tiny(seed=5).model)
     with torch.no_grad():
