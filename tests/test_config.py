@@ -185,6 +185,7 @@ seed: -1
     ]
     for text in expected:
         assert any(f.startswith(text) for f in found), text
+    assert any(f.startswith("line 9:") and f.endswith("got 'cca'. Did you mean 'cka'?") for f in found)
     assert len(found) == len(expected)
     lines = [int(re.match(r"line (\d+)", f).group(1)) for f in found]  # pyright: ignore[reportOptionalMemberAccess]
     assert lines == sorted(lines)
