@@ -21,12 +21,13 @@ import torch
 from machine import describe, write
 
 import netsmith
-from netsmith.core import engine, profile
-from netsmith.core.images import MemoryImages
+from netsmith.data.images import MemoryImages
 from netsmith.reassembly import probe as probing
 from netsmith.reassembly import representation
 from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.recipe import InputSpec, NetworkRef
+from netsmith.trace import cost as profile
+from netsmith.training import engine
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LIMIT = 1.2

@@ -21,18 +21,18 @@ from typing import Any
 import torch
 from machine import describe, write
 
-from netsmith.core.cache import Cache
-from netsmith.core.data import Splits, open_data
-from netsmith.core.engine import TrainSettings, evaluate
-from netsmith.core.network import Network, load_source
-from netsmith.core.profile import Budget, format_count
-from netsmith.core.tasks import Classification
+from netsmith.data.splits import Splits, open_data
+from netsmith.files.cache import Cache
+from netsmith.networks.network import Network, load_source
 from netsmith.reassembly.finetuning import finetune
-from netsmith.reassembly.parents import chains_of, preprocessing_of, rebuild, study
+from netsmith.reassembly.members import chains_of, preprocessing_of, rebuild, study
 from netsmith.reassembly.pipeline import Reassembled, reassemble
 from netsmith.reassembly.recipe import Recipe
 from netsmith.reassembly.saving import write_results
 from netsmith.reassembly.stitch import Assembled, Probe, assemble
+from netsmith.search.budget import Budget, format_count
+from netsmith.training.engine import TrainSettings, evaluate
+from netsmith.training.tasks import Classification
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 WAYS = ("stitched", "random adapters", "scratch")
@@ -82,7 +82,7 @@ def start(way: str, recipe: Recipe, networks: list[Network], data: Splits, fit_i
     parents = study(networks, data.train.images([0]))
     if way == "random adapters":
         return assemble(recipe, chains_of(parents), init="random")
-    from netsmith.core.data import probe_set
+    from netsmith.data.splits import probe_set
 
     images, labels = probe_set(data, fit_images, seed=recipe.seed)
     return assemble(recipe, chains_of(parents), init="lstsq", probe=Probe(images, labels, preprocessing_of(parents)))

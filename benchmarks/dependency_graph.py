@@ -18,7 +18,7 @@ import torch_pruning
 from torch import Tensor, nn
 from torch_pruning.ops import _OutputOp
 
-from netsmith.core.channel_types import Axis, Refused, Setting, WidthGroup
+from netsmith.widths.types import Axis, Refused, Setting, WidthGroup
 
 _PER_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.LayerNorm, nn.PReLU)
 _CONV_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

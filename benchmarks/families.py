@@ -22,8 +22,8 @@ import timm
 import torch
 from torch import nn
 
-from netsmith.core.graph import dissect
 from netsmith.errors import DissectionError
+from netsmith.trace.chain import dissect
 
 SMALL_NAMES = (
     "zepto",

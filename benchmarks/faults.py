@@ -29,10 +29,10 @@ from typing import Any
 import torch
 from machine import describe, write
 
+from netsmith.artifacts.artifact import is_artifact, verify
 from netsmith.cli import execution, morphing
 from netsmith.cli.main import main as netsmith
-from netsmith.core.artifact import is_artifact, verify
-from netsmith.core.output import HOLDER
+from netsmith.files.output import HOLDER
 
 ZOO = """
 zoo:

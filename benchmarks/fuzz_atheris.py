@@ -37,13 +37,13 @@ def fuzz_one(name: str, corpus: Path, inputs: int, seed: int) -> None:
 
     with atheris.instrument_imports(include=["netsmith", "yaml"]):
         from netsmith.config import load_reassemble_config
-        from netsmith.core.safetensors_header import check_header
-        from netsmith.core.torch_file import look_through
         from netsmith.errors import NetsmithError
+        from netsmith.files.safetensors_header import check_header
+        from netsmith.networks.torch_file import look_through
         from netsmith.reassembly.recipe import Recipe
     from fuzz_specimens import CONFIGS, _files, _reassembled
 
-    from netsmith.core.yaml_text import write_yaml
+    from netsmith.files.yaml_text import write_yaml
 
     scratch = corpus / "input"
 

@@ -16,16 +16,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from netsmith.core.data import open_data
-from netsmith.core.graph import dissect
-from netsmith.core.network import load_source
-from netsmith.core.trained import save_network
-from netsmith.morph.pipeline import make_morphable
-from netsmith.morph.sampled import save_sampled
-from netsmith.morph.saving import save_morphed
+from netsmith.data.splits import open_data
+from netsmith.morphing.pipeline import morph
+from netsmith.morphing.sampled import save_sampled
+from netsmith.morphing.saving import save_morphed
+from netsmith.networks.network import load_source
+from netsmith.networks.trained import save_network
 from netsmith.reassembly.blocks import Block
-from netsmith.reassembly.parents import study
+from netsmith.reassembly.members import study
 from netsmith.reassembly.stitch import assemble, plan_recipe
+from netsmith.trace.chain import dissect
 
 CNN = {"widths": [4, 6, 8]}
 VIT = {"dim": 12, "depth": 3, "heads": 2, "patch": 4, "pool": "token"}
@@ -99,7 +99,7 @@ def make_specimens(folder: Path) -> Specimens:
     save_network(found["network"], plain, counts={"params": 1, "macs": 1}, metrics={"accuracy": 0.5}, config={})
     for kind in ("grid", "inr"):
         settings = {"layers": 2, "hidden": 4, "frequencies": 2, "warm_start": 0} if kind == "inr" else None
-        made = make_morphable(plain, digits, training=None, ratios=(0.5,), generator=kind, settings=settings)
+        made = morph(plain, digits, training=None, ratios=(0.5,), generator=kind, settings=settings)
         save_morphed(made, found["morph" if kind == "grid" else kind])
         if kind == "grid":
             found["sampled"] = folder / "sampled"

@@ -19,14 +19,14 @@ from fuzz_made import made_config
 from fuzz_specimens import CONFIGS, Specimens
 
 import netsmith
+from netsmith.artifacts import artifact
 from netsmith.cli.main import main as command_line
 from netsmith.config import load_morph_config, load_reassemble_config, load_train_config
-from netsmith.core import artifact
-from netsmith.core.data import open_data
-from netsmith.core.weights import load_weights_file
-from netsmith.core.yaml_text import write_yaml
-from netsmith.core.zoo import describe_source, load_source, load_zoo_file
+from netsmith.data.splits import open_data
 from netsmith.errors import NetsmithError
+from netsmith.files.yaml_text import write_yaml
+from netsmith.networks.weights import load_weights_file
+from netsmith.networks.zoo import describe_source, load_source, load_zoo_file
 from netsmith.reassembly.recipe import Recipe
 from netsmith.report import write_report
 

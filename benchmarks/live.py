@@ -23,13 +23,13 @@ import torch
 from machine import describe, write
 from torch import Tensor
 
-from netsmith.core.graph import dissect
-from netsmith.core.zoo import load_source
-from netsmith.morph.grid import Grid
-from netsmith.morph.live import MorphableModel
-from netsmith.morph.morphable import Morphable
-from netsmith.morph.preparing import prepare
-from netsmith.morph.space import morph_space
+from netsmith.morphing.grid import Grid
+from netsmith.morphing.live import MorphableModel
+from netsmith.morphing.morphable import Morphable
+from netsmith.morphing.preparing import prepare
+from netsmith.morphing.space import morph_space
+from netsmith.networks.zoo import load_source
+from netsmith.trace.chain import dissect
 
 COLD_MS, CACHED_MS = 60.0, 1.0
 THREADS, EVERY = 8, 0.05

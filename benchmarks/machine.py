@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from netsmith.core.artifact import library_versions
+from netsmith.artifacts.artifact import library_versions
 
 
 def describe() -> dict[str, Any]:

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from machine import describe, write
 
-from netsmith.core.data import open_data
-from netsmith.core.network import load_source
-from netsmith.core.settings import TrainSettings
-from netsmith.morph.fit import FitSettings
-from netsmith.morph.pipeline import make_morphable
-from netsmith.morph.saving import artifact_bytes, base_bytes, save_morphed
+from netsmith.data.splits import open_data
+from netsmith.morphing.fit import FitSettings
+from netsmith.morphing.pipeline import morph
+from netsmith.morphing.saving import artifact_bytes, base_bytes, save_morphed
+from netsmith.networks.network import load_source
+from netsmith.training.settings import TrainSettings
 
 FITTING = ("generator", "keyframes", "fit")
 """Steps that count as fitting; a warm start is part of the first."""
@@ -110,7 +110,7 @@ def run(name: str, arguments: argparse.Namespace) -> None:
         shown = {k: round(v, 4) for k, v in entry.items() if "@" in k or k in ("epoch", "loss")}
         print(name, f"{time.perf_counter() - began:.0f}s", shown, flush=True)
 
-    result = make_morphable(
+    result = morph(
         network,
         open_data(arguments.data),
         blocks=space_name,

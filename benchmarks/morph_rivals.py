@@ -22,13 +22,13 @@ import torch
 from machine import describe
 from morph_cifar10 import SPACES
 
-from netsmith.core.data import open_data
-from netsmith.core.network import load_source
-from netsmith.core.settings import TrainSettings
-from netsmith.morph.finetuning import optimizer_steps
-from netsmith.morph.fit import FitSettings
-from netsmith.morph.pipeline import make_morphable
-from netsmith.morph.rivals import Bench
+from netsmith.data.splits import open_data
+from netsmith.morphing.finetuning import optimizer_steps
+from netsmith.morphing.fit import FitSettings
+from netsmith.morphing.pipeline import morph
+from netsmith.morphing.rivals import Bench
+from netsmith.networks.network import load_source
+from netsmith.training.settings import TrainSettings
 
 SIZES = {
     "total": (0.75, 0.5, 0.25),
@@ -45,7 +45,7 @@ def run(name: str, arguments: argparse.Namespace) -> None:
     data = open_data(arguments.data)
     network = load_source(arguments.base, name="resnet20")
     steps = optimizer_steps(len(data.train), training) * training.epochs
-    result = make_morphable(network, data, blocks=space_name, widths=space["widths"], ratios=(1.0,), seed=seed)
+    result = morph(network, data, blocks=space_name, widths=space["widths"], ratios=(1.0,), seed=seed)
     last, began = [0.0], time.perf_counter()
 
     def told(what: str, done: float, total: float | None, note: str = "") -> None:

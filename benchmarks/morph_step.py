@@ -32,13 +32,13 @@ from machine import describe, write
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from netsmith.core.channels import Axis, WidthGroup, width_groups
-from netsmith.core.folding import fold_batch_norms
-from netsmith.core.graph import dissect
-from netsmith.core.zoo import load_source
-from netsmith.morph.inr import INR
-from netsmith.morph.morphable import Morphable
-from netsmith.morph.space import MorphSpace
+from netsmith.morphing.inr import INR
+from netsmith.morphing.morphable import Morphable
+from netsmith.morphing.space import MorphSpace
+from netsmith.networks.zoo import load_source
+from netsmith.trace.chain import dissect
+from netsmith.widths.folding import fold_batch_norms
+from netsmith.widths.groups import Axis, WidthGroup, width_groups
 
 BLOCK, BATCH, TARGET = "layer3.2", 64, 3.0
 PUBLISHED = {(5, 256): 1.48, (8, 512): 5.54}

@@ -24,14 +24,14 @@ from typing import Any
 import torch
 from machine import describe, write
 
-from netsmith.core import processes
-from netsmith.core.cache import Cache
-from netsmith.core.data import open_data
-from netsmith.core.network import load_source
-from netsmith.core.profile import Budget
-from netsmith.core.session import join
+from netsmith.data.splits import open_data
+from netsmith.distributed import processes
+from netsmith.files.cache import Cache
+from netsmith.networks.network import load_source
 from netsmith.reassembly.recipe import FitSpec
 from netsmith.reassembly.steps import Clock, Run
+from netsmith.search.budget import Budget
+from netsmith.training.session import join
 
 DEPTHS = (20, 20, 32, 32, 44, 44, 56, 56)
 PARTS = ("representations", "scoring")

@@ -30,16 +30,16 @@ def measured(kind: str, count: int, repeats: int) -> dict[str, Any]:
     """One row, in this process."""
     import torch
 
-    from netsmith.core.graph import dissect
-    from netsmith.core.zoo import load_source
-    from netsmith.morph.generator import Generator, Noise
-    from netsmith.morph.grid import Grid
-    from netsmith.morph.inr import INR
-    from netsmith.morph.live import MorphableModel
-    from netsmith.morph.morphable import Morphable
-    from netsmith.morph.preparing import prepare
-    from netsmith.morph.sample import Sampling, sample_tensors
-    from netsmith.morph.space import morph_space
+    from netsmith.morphing.generator import Generator, Noise
+    from netsmith.morphing.grid import Grid
+    from netsmith.morphing.inr import INR
+    from netsmith.morphing.live import MorphableModel
+    from netsmith.morphing.morphable import Morphable
+    from netsmith.morphing.preparing import prepare
+    from netsmith.morphing.sample import Sampling, sample_tensors
+    from netsmith.morphing.space import morph_space
+    from netsmith.networks.zoo import load_source
+    from netsmith.trace.chain import dissect
 
     torch.set_num_threads(1)
     prepared = prepare(load_source("netsmith:cifar_resnet20", pretrained=False))

@@ -25,17 +25,17 @@ from cifar10 import SHARED, zoo
 from machine import describe, write
 from scipy.stats import kendalltau
 
-from netsmith.core.data import balanced_indices, open_data, probe_set
-from netsmith.core.engine import TrainSettings, evaluate
-from netsmith.core.tasks import Classification
+from netsmith.data.splits import balanced_indices, open_data, probe_set
 from netsmith.reassembly.candidates import stages_of
 from netsmith.reassembly.finetuning import finetune
-from netsmith.reassembly.parents import chains_of, preprocessing_of, study
+from netsmith.reassembly.members import chains_of, preprocessing_of, study
 from netsmith.reassembly.partition import partition
 from netsmith.reassembly.representation import represent
 from netsmith.reassembly.scores import ScoreContext, get_score, score_names
 from netsmith.reassembly.similarity import similarity
 from netsmith.reassembly.stitch import Probe, ProbeCache, assemble, plan_recipe, recipe_cost
+from netsmith.training.engine import TrainSettings, evaluate
+from netsmith.training.tasks import Classification
 
 MANY_IMAGES = ("stitch", "knn", "logme")
 

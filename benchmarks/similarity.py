@@ -56,7 +56,7 @@ def prepare(folder: Path, data: Path, count: int) -> None:
     """Writes the images, class-balanced, from the training part."""
     from safetensors.torch import save_file
 
-    from netsmith.core.data import open_data, probe_set
+    from netsmith.data.splits import open_data, probe_set
 
     images, _ = probe_set(open_data(f"parquet:{data}"), count)
     save_file({"images": images.contiguous()}, folder / "images.safetensors")
@@ -66,8 +66,8 @@ def load_zoo(zoo: str, job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
     """Chains and preprocessed images of each network."""
     from safetensors.torch import load_file
 
-    from netsmith.core.graph import dissect
-    from netsmith.core.network import load_source
+    from netsmith.networks.network import load_source
+    from netsmith.trace.chain import dissect
 
     raw = load_file(Path(job["folder"]) / "images.safetensors")["images"]
     chains, images = {}, {}

@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from scipy.sparse.csgraph import minimum_spanning_tree
 from torch import Tensor
 
-from netsmith.morph.paths import channel_order, cut_at_dummy, l1_distances
+from netsmith.morphing.paths import channel_order, cut_at_dummy, l1_distances
 
 KINDS = ("before", "random", "nearest_neighbour", "two_opt", "fast_tsp", "fast_tsp_alpha", "auto", "spanning_tree")
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -33,10 +33,10 @@ from machine import describe, write
 from torch import Tensor, nn
 from widths_page import KINDS, page, totals
 
-from netsmith.core.channel_proof import MISFIT, Proof, sift
-from netsmith.core.channels import WidthGroups, width_groups
-from netsmith.core.trial import trial_batches
 from netsmith.errors import NetsmithError
+from netsmith.trace.trial import trial_batches
+from netsmith.widths.groups import WidthGroups, width_groups
+from netsmith.widths.proof import MISFIT, Proof, sift
 
 OUTPUTS = "these are the network's own outputs"
 

@@ -22,7 +22,7 @@ def main(folder: Path) -> None:
     data = netsmith.open_data(f"folder:{shapes.write(folder / 'shapes')}")
     # or a module that you have: netsmith.load_source(module, mean=..., std=..., input_size=...)
     network = next(n for n in zoo.trained(data, folder / "zoo") if n.name == "own")
-    result = netsmith.make_morphable(
+    result = netsmith.morph(
         network,
         data,
         widths=(0.25, 1.0),

@@ -26,11 +26,11 @@ from netsmith.config import (
     load_reassemble_config,
     load_train_config,
 )
-from netsmith.core.data import open_data
-from netsmith.core.settings import TrainSettings
-from netsmith.core.yaml_text import read_yaml, write_yaml
-from netsmith.core.zoo import load_source
+from netsmith.data.splits import open_data
 from netsmith.errors import ConfigError
+from netsmith.files.yaml_text import read_yaml, write_yaml
+from netsmith.networks.zoo import load_source
+from netsmith.training.settings import TrainSettings
 
 GOOD = """
 zoo:

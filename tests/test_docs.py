@@ -16,7 +16,7 @@ from pydantic import BaseModel
 import netsmith
 from netsmith.cli.main import build_parser
 from netsmith.config import MorphConfig, ReassembleConfig, TrainConfig
-from netsmith.core.settings import TrainSettings
+from netsmith.training.settings import TrainSettings
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(DOCS.glob("*.md"))

@@ -10,9 +10,9 @@ import torch
 
 from netsmith.cli.compare import compare_answers
 from netsmith.cli.main import main
-from netsmith.core.data import open_data, probe_set
-from netsmith.core.graph import dissect
-from netsmith.core.network import load_source
+from netsmith.data.splits import open_data, probe_set
+from netsmith.networks.network import load_source
+from netsmith.trace.chain import dissect
 
 NETWORK = "{source: netsmith:plain_cnn, name: tiny, input_size: [1, 8, 8], options: {widths: [8, 12], depth: 1}}"
 IMAGES = 60

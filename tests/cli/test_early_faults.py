@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 
 from netsmith.config import load_reassemble_config
-from netsmith.core.data import DATA_SOURCES
-from netsmith.core.data_registry import data_source
-from netsmith.core.sources import OWN
 from netsmith.data import names as data_names
+from netsmith.data.registry import data_source
+from netsmith.data.splits import DATA_SOURCES
 from netsmith.errors import ConfigError
 from netsmith.models import BUILDERS
-from netsmith.morph import settings as morph_names
-from netsmith.morph.generator import GENERATORS
-from netsmith.morph.grid import Grid
-from netsmith.morph.inr import INR
-from netsmith.morph.paths import solver_names
+from netsmith.morphing import settings as morph_names
+from netsmith.morphing.generator import GENERATORS
+from netsmith.morphing.grid import Grid
+from netsmith.morphing.inr import INR
+from netsmith.morphing.paths import solver_names
+from netsmith.networks.sources import OWN
 from netsmith.reassembly import names, scores
 from netsmith.reassembly import similarity as similarities
 from netsmith.reassembly.scores import score

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 import netsmith
+from netsmith.artifacts.artifact import read_manifest
 from netsmith.cli.main import main
-from netsmith.core.artifact import read_manifest
-from netsmith.core.graph import dissect
 from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.recipe import InputSpec, NetworkRef
 from netsmith.reassembly.stitch import assemble, plan_recipe
+from netsmith.trace.chain import dissect
 
 SIZE = (1, 8, 8)
 X = torch.randn(5, *SIZE, generator=torch.Generator().manual_seed(6))
@@ -51,7 +51,7 @@ def morphable(folder):
     """Not fitted; its batch norms stay."""
     options = {"widths": [8, 12], "depth": 2}
     base = netsmith.load_source("netsmith:plain_cnn", input_size=SIZE, num_classes=10, options=options)
-    result = netsmith.make_morphable(base, netsmith.open_data("digits"), norms="keep", ratios=(1.0, 0.5))
+    result = netsmith.morph(base, netsmith.open_data("digits"), norms="keep", ratios=(1.0, 0.5))
     netsmith.save_morphed(result, folder)
 
 
@@ -169,7 +169,7 @@ def test_what_was_written_is_said(home, tmp_path, capsys):
 
 def test_batch_norms_of_another_width_are_spoken_of_or_mended(home, tmp_path, capsys, monkeypatch):
     closer = iter((1.0, 0.0))
-    monkeypatch.setattr("netsmith.morph.recalibrating._Drawn.distance", lambda *_: next(closer))
+    monkeypatch.setattr("netsmith.morphing.recalibrating._Drawn.distance", lambda *_: next(closer))
     half = source_of("morphable", home)
     assert main(["export", half, "--out", str(tmp_path / "a.safetensors")]) == 0
     assert "cost accuracy at this size: give --data SOURCE" in capsys.readouterr().out

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from netsmith.artifacts.artifact import verify
 from netsmith.cli import train as train_verb
 from netsmith.cli.console import RunLog
 from netsmith.cli.main import main
-from netsmith.core.artifact import verify
-from netsmith.core.output import mend, temporary
 from netsmith.errors import BudgetError, OutputError, TrainingError
+from netsmith.files.output import mend, temporary
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from launching import command, environment

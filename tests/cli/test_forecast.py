@@ -6,11 +6,11 @@ import re
 
 import pytest
 
+from netsmith.cli.estimates import in_words, measured, size_in_words, sketch
 from netsmith.cli.main import main
-from netsmith.core.estimates import in_words, measured, size_in_words, sketch
-from netsmith.core.network import load_source
-from netsmith.core.profile import count_macs, count_params
-from netsmith.core.zoo import ZooEntry
+from netsmith.networks.network import load_source
+from netsmith.networks.zoo import ZooEntry
+from netsmith.trace.cost import count_macs, count_params
 
 PLAIN = {"source": "netsmith:plain_cnn", "name": "plain", "num_classes": 10, "input_size": [1, 8, 8]}
 ZOO = """

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from netsmith.artifacts.artifact import read_manifest
 from netsmith.cli.main import main
-from netsmith.core.artifact import read_manifest
-from netsmith.core.data import open_data
+from netsmith.data.splits import open_data
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

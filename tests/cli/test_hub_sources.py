@@ -13,11 +13,11 @@ import torch
 import netsmith
 from netsmith.cli.main import main
 from netsmith.config import load_morph_config
-from netsmith.core import hub
-from netsmith.core.sources import parse_source
-from netsmith.core.trained import save_network
-from netsmith.core.zoo import describe_source, load_source
 from netsmith.errors import HubError, SourceError
+from netsmith.networks import hub
+from netsmith.networks.sources import parse_source
+from netsmith.networks.trained import save_network
+from netsmith.networks.zoo import describe_source, load_source
 
 
 def plain():
@@ -31,7 +31,7 @@ def made(tmp_path_factory) -> Path:
     """What the Hub holds: `you/small`, a network, and `you/any`, a morphable one."""
     home = tmp_path_factory.mktemp("hub")
     save_network(home / "you/small", plain(), counts={"params": 100, "macs": 1000}, metrics={}, config={})
-    result = netsmith.make_morphable(plain(), netsmith.open_data("digits"), widths=(0.5, 1.0), ratios=(1.0,))
+    result = netsmith.morph(plain(), netsmith.open_data("digits"), widths=(0.5, 1.0), ratios=(1.0,))
     netsmith.save_morphed(result, home / "you/any")
     (home / "you/empty").mkdir()
     return home

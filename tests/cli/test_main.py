@@ -10,7 +10,7 @@ import pytest
 
 from netsmith.cli import main as entry
 from netsmith.cli.main import VERBS, main
-from netsmith.core import processes
+from netsmith.distributed import processes
 from netsmith.errors import ConfigError, SourceError
 
 NAMES = [verb.__name__.rpartition(".")[2] for verb in VERBS]

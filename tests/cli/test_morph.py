@@ -12,11 +12,11 @@ import yaml
 
 from netsmith.cli import morphing
 from netsmith.cli.main import main
-from netsmith.core.data import open_data
-from netsmith.core.engine import evaluate
-from netsmith.core.network import load_source
-from netsmith.core.tasks import Classification
-from netsmith.morph import pipeline, rivals
+from netsmith.data.splits import open_data
+from netsmith.morphing import pipeline, rivals
+from netsmith.networks.network import load_source
+from netsmith.training.engine import evaluate
+from netsmith.training.tasks import Classification
 
 NETWORK = "{source: netsmith:plain_cnn, name: tiny, input_size: [1, 8, 8], options: {widths: [8, 12], depth: 1}}"
 MORPH = """
@@ -439,7 +439,7 @@ def test_widths_are_measured_with_statistics_of_their_own(morphed, tmp_path, cap
     assert ("statistics estimated anew" in card) == any(anew)
     half = {w["ratio"]: w for w in details["widths"]}[0.5]
     digits, closer = open_data("digits"), list[float]()
-    monkeypatch.setattr("netsmith.morph.recalibrating._Drawn.distance", lambda *_: closer.pop(0))
+    monkeypatch.setattr("netsmith.morphing.recalibrating._Drawn.distance", lambda *_: closer.pop(0))
 
     def accuracy(folder):
         network = load_source(str(folder))
@@ -538,7 +538,7 @@ def test_a_base_that_is_not_for_commercial_use_says_so_everywhere(base, tmp_path
 
 
 def torch_sha256(path):
-    from netsmith.core.output import sha256_file
+    from netsmith.files.output import sha256_file
 
     return sha256_file(path)
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from netsmith.cli.main import main
 from netsmith.config import load_train_config
-from netsmith.core.data import open_data
+from netsmith.data.splits import open_data
 from netsmith.errors import ConfigError, DataError
 
 VERBS = ("compare", "evaluate", "export", "sample", "train", "morph", "reassemble")

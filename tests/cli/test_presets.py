@@ -10,9 +10,9 @@ from netsmith import presets
 from netsmith.cli.configs import config_path
 from netsmith.cli.main import main
 from netsmith.config import load_morph_config, load_reassemble_config, load_train_config
-from netsmith.core.profile import Bound
-from netsmith.core.zoo import load_zoo_file
 from netsmith.errors import ConfigError
+from netsmith.networks.zoo import load_zoo_file
+from netsmith.search.budget import Bound
 
 
 def test_list_names_every_preset_with_what_it_is(capsys):

@@ -7,7 +7,7 @@ import pytest
 from netsmith.cli.console import Console, RunLog
 from netsmith.cli.reassemble import show
 from netsmith.cli.session import Session
-from netsmith.reassembly.results import Summary
+from netsmith.records.reassembly import Summary
 
 SUMMARY = {
     "kind": "reassembly",

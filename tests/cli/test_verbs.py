@@ -123,7 +123,7 @@ def test_a_finished_folder_is_not_replaced_unasked(trained, capsys):
 
 
 def test_overwriting_a_finished_run_trains_anew(tmp_path, monkeypatch):
-    from netsmith.core import training
+    from netsmith.training import entry as training
 
     (tmp_path / "tiny.yaml").write_text(TRAIN)
     words = ["train", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "out"), "--device", "cpu", "--quiet"]
@@ -155,7 +155,7 @@ def test_another_option_with_the_same_weights_is_another_training(tmp_path):
 
 
 def test_an_unfinished_run_of_the_same_config_goes_on(tmp_path, monkeypatch, capsys):
-    from netsmith.core import training
+    from netsmith.training import entry as training
 
     (tmp_path / "tiny.yaml").write_text(TRAIN)
     words = ["train", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "out"), "--device", "cpu"]

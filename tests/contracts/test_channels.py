@@ -9,10 +9,10 @@ import torchvision
 from safetensors.torch import load, save
 from torch import nn
 
-from netsmith.core.channels import WidthGroups, permute, relocate, resize, width_groups
-from netsmith.core.folding import fold_batch_norms
-from netsmith.core.weights import load_state
 from netsmith.models import BUILDERS
+from netsmith.networks.weights import load_state
+from netsmith.widths.folding import fold_batch_norms
+from netsmith.widths.groups import WidthGroups, permute, relocate, resize, width_groups
 
 from .architectures import TIMM, TORCHVISION
 

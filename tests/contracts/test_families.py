@@ -10,8 +10,8 @@ import torch
 import torchvision
 from torch import nn
 
-from netsmith.core.graph import Chain, dissect
 from netsmith.models import BUILDERS
+from netsmith.trace.chain import Chain, dissect
 
 from .architectures import QUICK, TIMM, TORCHVISION
 

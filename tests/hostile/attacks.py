@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from netsmith.artifacts import artifact
 from netsmith.cli.main import main
-from netsmith.core import artifact
 
 LIMIT_MB = 1024
 """Memory that any refusal may take beyond what importing the library takes; `docs/hostile-input.md` promises it."""
@@ -77,8 +77,8 @@ def memory_of(code: str, *, address_space_gb: int | None = None) -> tuple[int, s
     program = textwrap.dedent(
         """
         import resource, sys
-        import torch, numpy, netsmith, netsmith.core.zoo, netsmith.core.data, netsmith.config, netsmith.cli.main
-        import netsmith.reassembly.saving, netsmith.morph.saving, netsmith.morph.sampled
+        import torch, numpy, netsmith, netsmith.networks.zoo, netsmith.data.splits, netsmith.config, netsmith.cli.main
+        import netsmith.reassembly.saving, netsmith.morphing.saving, netsmith.morphing.sampled
         torch.set_num_threads(1)
         torch.nn.Conv2d(3, 8, 3)(torch.zeros(1, 3, 8, 8))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -14,11 +14,11 @@ import torch
 from attacks import LIMIT_MB, memory_of, refused, resign, safetensors_bytes, tree
 
 import netsmith
-from netsmith.core import consent
-from netsmith.core.artifact import read_manifest, read_tensors
-from netsmith.core.zoo import describe_source, load_source
+from netsmith.artifacts import consent
+from netsmith.artifacts.artifact import read_manifest, read_tensors
 from netsmith.errors import ArtifactError, ChannelError, NetsmithError, RecipeError, WeightsError
-from netsmith.reassembly.parents import rebuild
+from netsmith.networks.zoo import describe_source, load_source
+from netsmith.reassembly.members import rebuild
 from netsmith.reassembly.recipe import Recipe
 
 KINDS = ("network", "reassembly", "morph", "inr", "sampled")
@@ -363,8 +363,8 @@ def test_run_code_on_the_command_line(tmp_path):
     code.write_text(EVIL.format(canary=tmp_path / "canary"))
     program = textwrap.dedent(
         f"""
-        from netsmith.core.network import load_source
-        from netsmith.core.trained import save_network
+        from netsmith.networks.network import load_source
+        from netsmith.networks.trained import save_network
         from pathlib import Path
         network = load_source("py:{code}:net", input_size=(1, 8, 8), mean=[0.5], std=[0.5])
         save_network(Path("{out}"), network, counts={{"params": 1, "macs": 1}}, metrics={{}}, config={{}})

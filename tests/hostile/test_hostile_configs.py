@@ -10,9 +10,9 @@ import pytest
 from attacks import LIMIT_MB, memory_of, refused, tree
 
 from netsmith.config import load_morph_config, load_reassemble_config, load_train_config
-from netsmith.core.yaml_text import MOST_BYTES, read_yaml
-from netsmith.core.zoo import load_source, load_zoo_file
 from netsmith.errors import ConfigError, DataError, NetsmithError, SourceError
+from netsmith.files.yaml_text import MOST_BYTES, read_yaml
+from netsmith.networks.zoo import load_source, load_zoo_file
 
 GOOD = "zoo: [netsmith:lenet, netsmith:small_vit]\ndata: digits\n"
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -231,7 +231,7 @@ OPTIONS = [
 def test_absurd_networks_are_refused_within_the_memory_that_is_promised():
     rose, out = memory_of(
         f"""
-        from netsmith.core.zoo import load_source, describe_source, ZooEntry
+        from netsmith.networks.zoo import load_source, describe_source, ZooEntry
         from netsmith.errors import SourceError
         import warnings, os
         warnings.simplefilter('ignore')
@@ -257,7 +257,7 @@ def test_options_by_which_a_library_would_read_files_are_refused(tmp_path, optio
 
 
 def test_sizes_of_python_calls_are_held_to_the_same():
-    from netsmith.core.data import open_data
+    from netsmith.data.splits import open_data
 
     with pytest.raises(DataError, match="at most 16384, not 1000000000"):
         open_data("digits", size=10**9)

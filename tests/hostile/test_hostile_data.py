@@ -20,8 +20,8 @@ from attacks import LIMIT_MB, memory_of, refused, tree
 from PIL import Image
 
 from netsmith import limits
-from netsmith.core.data import open_data
-from netsmith.core.decoding import open_image
+from netsmith.data.decoding import open_image
+from netsmith.data.splits import open_data
 from netsmith.errors import DataError
 
 
@@ -100,7 +100,7 @@ def test_images_take_no_more_memory_than_is_promised(tmp_path):
     rose, out = memory_of(
         f"""
         import warnings
-        from netsmith.core.data import open_data
+        from netsmith.data.splits import open_data
         from netsmith.errors import DataError
         warnings.simplefilter('ignore')
         for i in range({len(BOMBS)}):
@@ -244,7 +244,7 @@ def test_only_paths_and_bytes_are_opened_as_images(tmp_path):
             assert image.size == (8, 8)
     _, out = memory_of(  # in a process of its own: in this one, jaxtyping is stricter than what users have
         f"""
-        from netsmith.core.decoding import open_image
+        from netsmith.data.decoding import open_image
         from netsmith.errors import DataError
         for other in ({str(tmp_path / "x.png")!r}, None):
             try:

@@ -14,8 +14,8 @@ import torch
 from attacks import LIMIT_MB, Canary, memory_of, refused, safetensors_bytes, tree
 from safetensors.torch import save_file
 
-from netsmith.core.weights import load_weights_file
 from netsmith.errors import WeightsError
+from netsmith.networks.weights import load_weights_file
 
 NETWORK = "netsmith:cifar_resnet20"
 
@@ -291,7 +291,7 @@ def test_no_refusal_takes_more_memory_than_is_promised(tmp_path):
     rose, out = memory_of(
         f"""
         from pathlib import Path
-        from netsmith.core.weights import load_weights_file
+        from netsmith.networks.weights import load_weights_file
         from netsmith.errors import WeightsError
         for file in sorted(Path({str(tmp_path)!r}).iterdir()):
             try:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from netsmith.core.channels import resize, width_groups
 from netsmith.models import BUILDERS, ConvVAE
+from netsmith.widths.groups import resize, width_groups
 
 
 def net(**options):

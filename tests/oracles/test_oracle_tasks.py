@@ -12,8 +12,8 @@ import torch
 from formulas import Array
 from numpy.typing import NDArray
 
-from netsmith.core.tasks import TASKS, Classification, Generation, Segmentation, make_task
 from netsmith.reassembly.agreement import agreement
+from netsmith.training.tasks import TASKS, Classification, Generation, Segmentation, make_task
 
 CLASSES, SHAPE, LATENT = 4, (2, 3, 3), 3
 NUMBERS = 18

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from netsmith.core.objective import make_mixing
-from netsmith.core.settings import TrainSettings, lr_factor
-from netsmith.core.tasks import Classification
-from netsmith.morph.fit import reconstruction
-from netsmith.morph.paths import channel_order, l1_distances
+from netsmith.morphing.fit import reconstruction
+from netsmith.morphing.paths import channel_order, l1_distances
+from netsmith.training.objective import make_mixing
+from netsmith.training.settings import TrainSettings, lr_factor
+from netsmith.training.tasks import Classification
 
 N, CLASSES = 6, 6
 

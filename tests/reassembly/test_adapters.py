@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from netsmith.core.graph import Cut, Layout
-from netsmith.core.profile import count_macs, count_params
 from netsmith.errors import RecipeError
 from netsmith.reassembly.adapters import (
     Adapter,
@@ -20,6 +18,8 @@ from netsmith.reassembly.adapters import (
     resize_map,
     to_map,
 )
+from netsmith.trace.chain import Cut, Layout
+from netsmith.trace.cost import count_macs, count_params
 
 
 def cut(kind: str, channels: int, grid: tuple[int, int] | None, prefix: int = 0, length: int = 0) -> Cut:

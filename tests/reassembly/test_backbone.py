@@ -12,14 +12,14 @@ from tiny import INPUT, SIDE, chains, references
 from torch import nn
 
 import netsmith
-from netsmith.core.artifact import read_manifest
-from netsmith.core.graph import dissect
-from netsmith.core.profile import count_macs, count_params
+from netsmith.artifacts.artifact import read_manifest
 from netsmith.errors import RecipeError
 from netsmith.reassembly.adapters import resize_map
 from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.recipe import NetworkRef
 from netsmith.reassembly.stitch import Assembled, assemble, plan_recipe
+from netsmith.trace.chain import dissect
+from netsmith.trace.cost import count_macs, count_params
 
 CHAINS = chains()
 BLOCKS = [Block("small", 0, 2), Block("tokens", 1, 2), Block("deep", 3, 6)]

@@ -7,8 +7,6 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from tiny import SIDE, chains
 from torch import Tensor, nn
 
-from netsmith.core.graph import dissect
-from netsmith.core.profile import count_macs, count_params
 from netsmith.errors import RecipeError
 from netsmith.reassembly.heads import (
     build_head,
@@ -21,6 +19,8 @@ from netsmith.reassembly.heads import (
     plan_head,
     set_classifier,
 )
+from netsmith.trace.chain import dissect
+from netsmith.trace.cost import count_macs, count_params
 
 CHAINS = chains()
 NONE_HELD = torch.zeros(60, dtype=torch.bool)

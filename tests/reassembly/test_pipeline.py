@@ -16,26 +16,27 @@ import torch
 from safetensors.torch import save_file
 
 import netsmith
+from netsmith.artifacts.artifact import read_manifest
 from netsmith.cli.console import Console, RunLog
 from netsmith.cli.reassemble import show
 from netsmith.cli.session import Session
-from netsmith.core.artifact import read_manifest
-from netsmith.core.cache import Cache
-from netsmith.core.data import open_data
-from netsmith.core.network import load_source
-from netsmith.core.profile import Budget, count_macs, count_params
-from netsmith.core.settings import TrainSettings
-from netsmith.core.trained import save_network
+from netsmith.data.splits import open_data
 from netsmith.errors import ArtifactError, BudgetError, DataError, PartitionError, RecipeError, ZooError
+from netsmith.files.cache import Cache
+from netsmith.networks.network import load_source
+from netsmith.networks.trained import save_network
 from netsmith.reassembly import steps
 from netsmith.reassembly.facts import facts_of
-from netsmith.reassembly.parents import members_within, study
-from netsmith.reassembly.parents import on_device as parent_on_device
+from netsmith.reassembly.members import members_within, study
+from netsmith.reassembly.members import on_device as parent_on_device
 from netsmith.reassembly.pipeline import reassemble
 from netsmith.reassembly.recipe import Recipe
-from netsmith.reassembly.results import Summary
 from netsmith.reassembly.saving import load_reassembled, write_results
+from netsmith.records.reassembly import Summary
 from netsmith.report import write_report
+from netsmith.search.budget import Budget
+from netsmith.trace.cost import count_macs, count_params
+from netsmith.training.settings import TrainSettings
 
 ZOO = (
     ("residual", "netsmith:cifar_resnet20", {"widths": (8, 16, 32)}),
@@ -165,7 +166,7 @@ def test_networks_and_the_pieces_cut_from_them_are_on_the_device_where_they_run(
 
     moved: list[object] = []
     monkeypatch.setattr(
-        "netsmith.reassembly.parents.placed", lambda module, *_, **__: moved.append(module) or nullcontext()
+        "netsmith.reassembly.members.placed", lambda module, *_, **__: moved.append(module) or nullcontext()
     )
     parents = study(zoo(), digits.train.images([0]))
     with parent_on_device(parents, "cpu"):
@@ -273,9 +274,9 @@ def test_the_scored_recipe_rebuilds_bit_identically_in_a_new_process(result, tmp
 import hashlib, sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
-from netsmith.core.data import open_data, probe_set
-from netsmith.core.network import load_source
-from netsmith.reassembly.parents import chains_of, preprocessing_of, study
+from netsmith.data.splits import open_data, probe_set
+from netsmith.networks.network import load_source
+from netsmith.reassembly.members import chains_of, preprocessing_of, study
 from netsmith.reassembly.recipe import Recipe
 from netsmith.reassembly.stitch import Probe, assemble
 digits = open_data("digits")
@@ -386,7 +387,7 @@ def test_a_network_given_as_a_module_needs_it_again_to_load(digits, tmp_path):
 
 
 def test_an_artifact_without_its_recipe_says_so(result, tmp_path):
-    from netsmith.core.artifact import save_artifact
+    from netsmith.artifacts.artifact import save_artifact
 
     folder = save_artifact(tmp_path / "a", kind="reassembly", tensors={}, manifest={"name": "x"}, card="x")
     with pytest.raises(ArtifactError, match="lacks 'recipe'"):

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from netsmith.core.graph import Cut, Layout
 from netsmith.errors import RecipeError
 from netsmith.reassembly.adapters import adapter_spec
 from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.recipe import FitSpec, HeadSpec, InputSpec, NetworkRef, Recipe
+from netsmith.trace.chain import Cut, Layout
 
 MAP = Cut(3, "layer1", Layout("NCHW", 16, (32, 32)), (16, 32, 32))
 TOKENS = Cut(3, "blocks", Layout("NLC", 48, (8, 8), 1), (65, 48))

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from netsmith.core.graph import Chain, Layout, dissect
 from netsmith.errors import ArtifactError, DataError, DissectionError
 from netsmith.models.vit import SmallViT
 from netsmith.reassembly.representation import (
@@ -21,6 +20,7 @@ from netsmith.reassembly.representation import (
     represent,
     represent_all,
 )
+from netsmith.trace.chain import Chain, Layout, dissect
 
 
 def group(inputs: int, outputs: int, stride: int = 1) -> nn.Module:

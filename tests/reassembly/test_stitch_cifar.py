@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from netsmith.core.data import open_data, probe_set
-from netsmith.core.graph import dissect
-from netsmith.core.network import load_source
+from netsmith.data.splits import open_data, probe_set
+from netsmith.networks.network import load_source
 from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.probe import Probe, ProbeCache
 from netsmith.reassembly.recipe import InputSpec, NetworkRef
 from netsmith.reassembly.stitch import assemble, plan_recipe, recipe_cost
+from netsmith.trace.chain import dissect
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

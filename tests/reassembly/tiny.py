@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from netsmith.core.graph import Chain, dissect
 from netsmith.models import CifarResNet, SmallViT
 from netsmith.reassembly.probe import Probe
 from netsmith.reassembly.recipe import InputSpec, NetworkRef
+from netsmith.trace.chain import Chain, dissect
 
 SIDE = 16
 INPUT = InputSpec((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), (3, SIDE, SIDE))

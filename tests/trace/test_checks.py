@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import netsmith
-from netsmith.core.images import MemoryImages
-from netsmith.core.profile import count_macs, measure_latency, memory_bytes
+from netsmith.data.images import MemoryImages
 from netsmith.errors import NetsmithError, TrainingError
 from netsmith.trace.checks import explained, original
+from netsmith.trace.cost import count_macs, measure_latency, memory_bytes
 
 SHAPE = (3, 8, 8)
 X = torch.randn(2, *SHAPE)
@@ -309,7 +309,7 @@ calls = {
     "a text": lambda: netsmith.open_data("digits", size="24x32"),
     "three sides": lambda: netsmith.open_data("digits", size=(3, 24, 32)),
     "modules": lambda: netsmith.reassemble([net, net], netsmith.open_data("digits")),
-    "a module": lambda: netsmith.make_morphable(net, netsmith.open_data("digits")),
+    "a module": lambda: netsmith.morph(net, netsmith.open_data("digits")),
 }
 for name, call in calls.items():
     try:

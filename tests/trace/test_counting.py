@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 import netsmith
-from netsmith.core.profile import count_macs, count_params, memory_bytes
 from netsmith.errors import DissectionError
+from netsmith.trace.cost import count_macs, count_params, memory_bytes
 
 N, D, HEADS = 50, 32, 4
 ATTENTION = 2 * N * N * D  # queries by keys, and what comes of it by values

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from netsmith.config import load_morph_config, load_reassemble_config, load_train_config
-from netsmith.core.engine import TrainSettings, evaluate, train
-from netsmith.core.images import MemoryImages
-from netsmith.core.preprocess import Preprocess, remember
-from netsmith.core.tasks import Classification
+from netsmith.data.images import MemoryImages
 from netsmith.errors import TrainingError
 from netsmith.models import BUILDERS
+from netsmith.networks.preprocess import Preprocess, remember
 from netsmith.training import precision as module
+from netsmith.training.engine import TrainSettings, evaluate, train
 from netsmith.training.precision import automatic, relative_time
+from netsmith.training.tasks import Classification
 
 TASK = Classification(3)
 

@@ -18,7 +18,7 @@ def saved(folder: Path) -> Path:
     network = netsmith.load_source(
         "netsmith:plain_cnn", input_size=(1, 8, 8), num_classes=10, options={"widths": [8, 12], "depth": 2}
     )
-    result = netsmith.make_morphable(network, netsmith.open_data("digits"), widths=(0.5, 1.0), ratios=(1.0, 0.5))
+    result = netsmith.morph(network, netsmith.open_data("digits"), widths=(0.5, 1.0), ratios=(1.0, 0.5))
     return netsmith.save_morphed(result, folder)
 
 
@@ -27,7 +27,7 @@ def saved_autoencoder(folder: Path) -> Path:
     network = netsmith.load_source(
         "netsmith:conv_vae", input_size=(1, 8, 8), options={"width": 4, "latent": 2, "image_size": 8}
     )
-    result = netsmith.make_morphable(network, netsmith.open_data("digits"), ratios=(1.0, 0.5), generator="nested")
+    result = netsmith.morph(network, netsmith.open_data("digits"), ratios=(1.0, 0.5), generator="nested")
     return netsmith.save_morphed(result, folder)
 
 

@@ -12,8 +12,8 @@ import torch
 from morph_pages import saved, saved_autoencoder
 
 from netsmith.cli.main import main
-from netsmith.core.tasks import Generation
 from netsmith.errors import ArtifactError, BudgetError, DataError, MorphError, OutputError
+from netsmith.training.tasks import Generation
 from netsmith.ui.explorer import Explorer
 from netsmith.ui.page import described, free_port
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from netsmith.core.graph import Chain
-    from netsmith.core.network import Network
+    from netsmith.networks.network import Network
     from netsmith.reassembly.agreement import Agreement
+    from netsmith.trace.chain import Chain
 
 SUMMARY = "similarity of two networks, cut by cut"
 EXAMPLES = (
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
         raise UsageError(f"unknown metric '{arguments.metric}'. {did_you_mean(arguments.metric, METRICS)}")
 
     # torch is loaded from here on
-    from netsmith.core.data import probe_set
+    from netsmith.data.splits import probe_set
     from netsmith.reassembly.representation import represent
     from netsmith.reassembly.similarity import similarity
 
@@ -113,9 +113,9 @@ def compare_answers(
     a: Network, b: Network, images: Tensor, device: torch.device, step: Callable[[int, int], None]
 ) -> Agreement | str:
     """How alike the networks' answers are, or why that cannot be said."""
-    from netsmith.core.profile import in_parts
-    from netsmith.networks.classes import same_classes
+    from netsmith.data.classes import same_classes
     from netsmith.reassembly.agreement import agreement
+    from netsmith.trace.cost import in_parts
 
     def answering(network: Network) -> Callable[[Tensor], Tensor]:
         model = network.model.to(device).eval()
@@ -233,7 +233,7 @@ def show_outputs(outputs: dict[str, Any], first: str, second: str, session: Sess
 
 def write(facts: dict[str, Any], out: Path, session: Session) -> None:
     """comparison.json, and the heatmap as a page."""
-    from netsmith.core.output import write_json
+    from netsmith.files.output import write_json
     from netsmith.report.comparison import write_comparison
 
     session.console.result(f"wrote {write_json(out / 'comparison.json', facts)}")

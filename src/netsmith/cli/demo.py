@@ -19,8 +19,8 @@ from .options import add_common, add_output
 from .session import Session
 
 if TYPE_CHECKING:
-    from netsmith.core.engine import Progress
-    from netsmith.reassembly.results import Summary
+    from netsmith.records.reassembly import Summary
+    from netsmith.training.engine import Progress
 
 SUMMARY = "the whole story on small images: offline, in a few minutes"
 EXAMPLES = (("netsmith demo --out runs/demo", "then open runs/demo/report.html and runs/demo/any_width/report.html"),)
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     """Train the zoo, reassemble it, and morph what came out."""
     import torch
 
-    from netsmith.core.paths import is_text
+    from netsmith.files.paths import is_text
     from netsmith.report import write_report
 
     from . import morph, reassemble, train
@@ -111,7 +111,7 @@ def reassemble_zoo(out: Path, seed: int | None, device: str, progress: Progress)
 def morph_result(out: Path, seed: int | None, device: str, progress: Progress) -> None:
     """Run the preset `demo_morph` on the artifact in `out`; results go to `out`/any_width."""
     from netsmith.config import dump_config, load_morph_config
-    from netsmith.core.output import write_text
+    from netsmith.files.output import write_text
 
     from .morphing import execute
 
@@ -131,7 +131,7 @@ def _marked(text: str, seed: int | None) -> str:
 
 
 def _budget(summary: Summary) -> str:
-    from netsmith.core.profile import Budget
+    from netsmith.search.budget import Budget
 
     fields = {k: v for k, v in summary.budget.items() if k in Budget.model_fields}
     return str(Budget.model_validate(fields))

@@ -15,7 +15,7 @@ from .options import add_common, add_images
 from .session import Session
 
 if TYPE_CHECKING:
-    from netsmith.core.graph import Chain
+    from netsmith.trace.chain import Chain
 
 SUMMARY = "a network's units with shapes, params and MACs"
 EXAMPLES = (
@@ -79,7 +79,7 @@ def describe(chain: Chain, *, source: str) -> dict[str, Any]:
 
 def show(facts: dict[str, Any], session: Session) -> None:
     """The facts as a table: stem, units, head, and what the whole network has."""
-    from netsmith.core.profile import format_count
+    from netsmith.search.budget import format_count
 
     def row(index: str, name: str, layout: str, into: list[int], out: list[int], piece: dict[str, Any]) -> list[str]:
         return [

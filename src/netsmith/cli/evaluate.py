@@ -20,8 +20,8 @@ from .session import Session
 if TYPE_CHECKING:
     import torch
 
-    from netsmith.core.data import ImageSet
-    from netsmith.core.zoo import Network
+    from netsmith.data.splits import ImageSet
+    from netsmith.networks.zoo import Network
 
     from .networks import Opened
 
@@ -107,9 +107,9 @@ def sweep_of(source: str, asked: list[float] | None) -> list[float] | None:
     Raises:
         SourceError: ratios were asked of a source that has none.
     """
-    from netsmith.core.artifact import is_artifact, read_manifest
-    from netsmith.core.sources import parse_source
-    from netsmith.morph.results import ratio_of
+    from netsmith.artifacts.artifact import is_artifact, read_manifest
+    from netsmith.networks.sources import parse_source
+    from netsmith.records.morphing import ratio_of
 
     parsed = parse_source(source)
     # what is no artifact is refused when it is loaded
@@ -139,8 +139,8 @@ def _measured(source: str, data: Opened, arguments: argparse.Namespace, session:
 
 def show(name: str, facts: dict[str, Any], session: Session) -> None:
     """One network as a table."""
-    from netsmith.core.profile import format_count
     from netsmith.formats import metric_text
+    from netsmith.search.budget import format_count
 
     from .networks import show_classes
 
@@ -164,8 +164,8 @@ def show(name: str, facts: dict[str, Any], session: Session) -> None:
 
 def show_sweep(name: str, facts: dict[str, Any], session: Session) -> None:
     """A morphable artifact, a row a size."""
-    from netsmith.core.profile import format_count
     from netsmith.formats import metric_text
+    from netsmith.search.budget import format_count
 
     from .networks import show_classes
 
@@ -196,11 +196,11 @@ def measure(
     step: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Metrics on `images` and the cost of the whole network; latency in ms for one batch of `batch` on `device`."""
-    from netsmith.core.data import check_labelled
-    from netsmith.core.engine import evaluate
-    from netsmith.core.profile import count_macs, count_params, measure_latency
-    from netsmith.core.tasks import make_task
-    from netsmith.networks.classes import by_name
+    from netsmith.data.classes import by_name
+    from netsmith.data.splits import check_labelled
+    from netsmith.trace.cost import count_macs, count_params, measure_latency
+    from netsmith.training.engine import evaluate
+    from netsmith.training.tasks import make_task
 
     from .networks import example_input
 

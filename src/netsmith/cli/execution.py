@@ -8,23 +8,23 @@ from pathlib import Path
 
 import torch
 
+from netsmith.cli.estimates import built, sketch
 from netsmith.config import ReassembleConfig
-from netsmith.core import processes
-from netsmith.core.cache import Cache
-from netsmith.core.data import Splits, open_data
-from netsmith.core.engine import Progress, TrainSettings
-from netsmith.core.estimates import built, sketch
-from netsmith.core.graph import dissect
-from netsmith.core.profile import format_count
-from netsmith.core.zoo import describe_source, load_zoo
+from netsmith.data.splits import Splits, open_data
+from netsmith.distributed import processes
+from netsmith.files.cache import Cache
+from netsmith.networks.zoo import describe_source, load_zoo
 from netsmith.reassembly.candidates import Candidate
-from netsmith.reassembly.infeasible import check_reach
 from netsmith.reassembly.pipeline import Reassembled, reassemble
 from netsmith.reassembly.recipe import FitSpec
-from netsmith.reassembly.results import Summary
 from netsmith.reassembly.saving import write_results
+from netsmith.records.reassembly import Summary
 from netsmith.report import write_report
 from netsmith.report.results import read_json
+from netsmith.search.budget import format_count
+from netsmith.search.infeasible import check_reach
+from netsmith.trace.chain import dissect
+from netsmith.training.engine import Progress, TrainSettings
 
 from .forecast import forecast_reassembly
 

@@ -16,8 +16,8 @@ from .options import add_common, add_images, add_size, positive
 from .session import Session
 
 if TYPE_CHECKING:
-    from netsmith.core.export import Exported
-    from netsmith.core.network import Network
+    from netsmith.exporting.export import Exported
+    from netsmith.networks.network import Network
 
 FORMATS = ("onnx", "pt2", "safetensors")
 SUMMARY = "a network as ONNX, .pt2 or safetensors"
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, session: Session) -> int:
     """Load, write, check, print."""
-    from netsmith.core.export import check_out, export
+    from netsmith.exporting.export import check_out, export
 
     check_out(arguments.out, arguments.format, overwrite=arguments.overwrite)
     network = _load(arguments, session)

@@ -13,9 +13,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from netsmith.core import processes
-from netsmith.core.changes import changes
-from netsmith.core.output import (
+from netsmith.distributed import processes
+from netsmith.errors import NetsmithError, OutputError
+from netsmith.files.changes import changes
+from netsmith.files.output import (
     HOLDER,
     LOCK,
     MARKER,
@@ -27,8 +28,7 @@ from netsmith.core.output import (
     write_json,
     write_text,
 )
-from netsmith.core.yaml_text import read_yaml
-from netsmith.errors import NetsmithError, OutputError
+from netsmith.files.yaml_text import read_yaml
 
 from .session import Session
 

@@ -8,10 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from netsmith import limits
-from netsmith.config import DataSection, MorphConfig, ReassembleConfig
-from netsmith.config.sections import Machine
-from netsmith.core.engine import Progress, TrainSettings
-from netsmith.core.estimates import (
+from netsmith.cli.estimates import (
     Rate,
     Sketch,
     image_counts,
@@ -22,10 +19,13 @@ from netsmith.core.estimates import (
     size_in_words,
     sketch,
 )
-from netsmith.core.profile import Bound
-from netsmith.core.zoo import ZooEntry
-from netsmith.morph.inr import INR
-from netsmith.morph.pipeline import WARM_START
+from netsmith.config import DataSection, MorphConfig, ReassembleConfig
+from netsmith.config.sections import Machine
+from netsmith.morphing.inr import INR
+from netsmith.morphing.pipeline import WARM_START
+from netsmith.networks.zoo import ZooEntry
+from netsmith.search.budget import Bound
+from netsmith.training.engine import Progress, TrainSettings
 
 _CUTS = 16  # of a network, as a rule: between 8 (ResNet-18) and 24 (large transformers)
 _OVERHEAD = 0.5  # seconds for building and fitting one candidate, images apart

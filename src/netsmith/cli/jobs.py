@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from netsmith.core import launched
+from netsmith.distributed import launched
 from netsmith.errors import ConfigError, MissingDependencyError
 
 from .session import Session

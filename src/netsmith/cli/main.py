@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from netsmith import __version__
-from netsmith.core import launched
+from netsmith.distributed import launched
 from netsmith.errors import ConfigError, did_you_mean
 
 from . import compare, demo, dissect, evaluate, explore, export, morph, presets, reassemble, report, sample, train, zoo

@@ -9,24 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from netsmith.config import MorphConfig
-from netsmith.core import processes
-from netsmith.core.cache import digest
-from netsmith.core.data import Splits, check_labelled, open_data
-from netsmith.core.engine import Progress, TrainSettings
-from netsmith.core.network import Network
-from netsmith.core.profile import format_count
-from netsmith.core.tasks import make_task
-from netsmith.core.zoo import describe_source, load_zoo
+from netsmith.data.splits import Splits, check_labelled, open_data
+from netsmith.distributed import processes
 from netsmith.errors import DataError
-from netsmith.morph.finetuning import optimizer_steps
-from netsmith.morph.pipeline import Morphed, make_morphable
-from netsmith.morph.pruning import pruned
-from netsmith.morph.results import Summary
-from netsmith.morph.rivals import RIVALS, checked, rivals
-from netsmith.morph.saving import write_results
-from netsmith.morph.space import MorphSpace
+from netsmith.files.cache import digest
+from netsmith.morphing.finetuning import optimizer_steps
+from netsmith.morphing.pipeline import Morphed, morph
+from netsmith.morphing.pruning import pruned
+from netsmith.morphing.rivals import RIVALS, checked, rivals
+from netsmith.morphing.saving import write_results
+from netsmith.morphing.space import MorphSpace
+from netsmith.networks.network import Network
+from netsmith.networks.zoo import describe_source, load_zoo
+from netsmith.records.morphing import Summary
 from netsmith.report import write_report
 from netsmith.report.results import read_json
+from netsmith.search.budget import format_count
+from netsmith.training.engine import Progress, TrainSettings
+from netsmith.training.tasks import make_task
 
 from .forecast import forecast_morph
 
@@ -59,7 +59,7 @@ def execute(
         if checkpoints.parent.is_dir() and not checkpoints.is_dir() and any(checkpoints.parent.iterdir()):
             _log.info("%s is of other settings, network or data: fitting begins anew", checkpoints.parent)
 
-    result = make_morphable(
+    result = morph(
         network,
         splits,
         blocks=config.space.blocks,

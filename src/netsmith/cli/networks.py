@@ -11,15 +11,15 @@ import torch
 from pydantic import ValidationError
 
 from netsmith import limits
-from netsmith.core.artifact import is_artifact, read_manifest
-from netsmith.core.data import Splits
-from netsmith.core.graph import Chain, dissect
-from netsmith.core.preprocess import preprocess_of
-from netsmith.core.sources import parse_source
-from netsmith.core.zoo import Network, load_source
+from netsmith.artifacts.artifact import is_artifact, read_manifest
 from netsmith.data.names import FILE_KINDS
+from netsmith.data.splits import Splits
 from netsmith.errors import DataError, SourceError
 from netsmith.formats import metric_text
+from netsmith.networks.preprocess import preprocess_of
+from netsmith.networks.sources import parse_source
+from netsmith.networks.zoo import Network, load_source
+from netsmith.trace.chain import Chain, dissect
 
 from .session import Session
 
@@ -103,7 +103,7 @@ def open_for(
     `seed`, `size` of the images and the class to `ignore`, goes before what the artifact says. Raises DataError.
     """
     from netsmith.config import DataSection
-    from netsmith.core.data import open_data
+    from netsmith.data.splits import open_data
 
     for source in sources:
         parsed = parse_source(source)
@@ -153,7 +153,7 @@ def resized_norms(source: str, network: Network) -> bool:
 
     Without a size (`DIR`) it is at full width, which only a grid keeps as the base network itself.
     """
-    from netsmith.morph.recalibrating import has_statistics
+    from netsmith.morphing.recalibrating import has_statistics
 
     parsed = parse_source(source)
     manifest = read_manifest(parsed.name) if parsed.scheme == "artifact" else {}
@@ -169,9 +169,9 @@ def recalibrate_sized(source: str, network: Network, splits: Splits, session: Se
 
     As `netsmith morph` does before it measures a width, where they are better; says so. Whether there were any norms.
     """
-    from netsmith.core.tasks import make_task
-    from netsmith.morph.recalibrating import recalibrated
-    from netsmith.morph.saving import load_morphed
+    from netsmith.morphing.recalibrating import recalibrated
+    from netsmith.morphing.saving import load_morphed
+    from netsmith.training.tasks import make_task
 
     if not resized_norms(source, network):
         return False

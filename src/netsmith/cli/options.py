@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from netsmith.core.consent import code_allowed
-from netsmith.core.device_names import is_device_name
+from netsmith.artifacts.consent import code_allowed
+from netsmith.training.devices import is_device_name
 
 from .session import Session
 

@@ -17,7 +17,7 @@ from .session import Session
 
 if TYPE_CHECKING:
     from netsmith.config import ReassembleConfig
-    from netsmith.reassembly.results import Summary
+    from netsmith.records.reassembly import Summary
 
 SUMMARY = "a zoo to one fine-tuned network under a budget"
 EXAMPLES = (
@@ -136,9 +136,9 @@ def show_written(out: Path, session: Session) -> None:
 
 def show(summary: Summary, session: Session) -> None:
     """The chosen network beside every member of the zoo, and what it is made of."""
-    from netsmith.core.profile import format_count
     from netsmith.formats import metric_text
     from netsmith.reassembly.facts import UNDONE
+    from netsmith.search.budget import format_count
 
     accuracy = summary.accuracy
 
@@ -163,7 +163,7 @@ def show(summary: Summary, session: Session) -> None:
 
 def _tell_better(summary: Summary, session: Session) -> None:
     """Name the best member of the zoo that keeps the budget's params and MACs, if it is better than what was made."""
-    from netsmith.core.profile import Budget
+    from netsmith.search.budget import Budget
 
     budget = Budget.model_validate({k: v for k, v in summary.budget.items() if k in Budget.model_fields})
     final = summary.accuracy.stitched if summary.accuracy.finetuned is None else summary.accuracy.finetuned

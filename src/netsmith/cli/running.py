@@ -15,8 +15,8 @@ def long_work(session: Session, device: str) -> Iterator[None]:
     Raises:
         TrainingError: they did not.
     """
-    from netsmith.core import processes, stopping
-    from netsmith.core.session import join
+    from netsmith.distributed import processes, stopping
+    from netsmith.training.session import join
 
     with stopping.graceful(session.console.note):
         join(device)

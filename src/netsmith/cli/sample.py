@@ -23,8 +23,8 @@ from .session import Session
 if TYPE_CHECKING:
     from torch import nn
 
-    from netsmith.core.network import Network
-    from netsmith.morph.live import MorphableModel
+    from netsmith.morphing.live import MorphableModel
+    from netsmith.networks.network import Network
 
 SUMMARY = "one network out of a morphable artifact, at a size"
 EXAMPLES = (
@@ -78,11 +78,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, session: Session) -> int:
     """Load, read, save."""
-    from netsmith.core.export import check_out, export
-    from netsmith.core.profile import count_macs, count_params, format_count
-    from netsmith.morph.sample import Sampling
-    from netsmith.morph.sampled import save_sampled
-    from netsmith.morph.saving import load_morphed
+    from netsmith.exporting.export import check_out, export
+    from netsmith.morphing.sample import Sampling
+    from netsmith.morphing.sampled import save_sampled
+    from netsmith.morphing.saving import load_morphed
+    from netsmith.search.budget import format_count
+    from netsmith.trace.cost import count_macs, count_params
 
     from .export import show
     from .folder import check_folder
@@ -130,10 +131,10 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
 
 def _tell_better(ratio: float, folder: Path, session: Session) -> None:
     """Where a budget was given: say which narrower size was better when the artifact was made, if one was."""
-    from netsmith.core.artifact import read_manifest
-    from netsmith.core.measure import standard_error
+    from netsmith.artifacts.artifact import read_manifest
     from netsmith.formats import metric_text
-    from netsmith.morph.results import better_narrower, by_ratio
+    from netsmith.records.morphing import better_narrower, by_ratio
+    from netsmith.training.measure import standard_error
 
     manifest = read_manifest(folder)
     validation, images = manifest.get("validation", {}), manifest.get("validation_images") or 0
@@ -155,9 +156,9 @@ def _tell_better(ratio: float, folder: Path, session: Session) -> None:
 
 def _described(network: nn.Module, folder: Path) -> Network:
     """A network that was read from an artifact, with what the artifact says of it."""
-    from netsmith.core.artifact import read_manifest
-    from netsmith.core.network import Network, Preprocess, Provenance, provenance_of
-    from netsmith.core.profile import count_params
+    from netsmith.artifacts.artifact import read_manifest
+    from netsmith.networks.network import Network, Preprocess, Provenance, provenance_of
+    from netsmith.trace.cost import count_params
 
     manifest = read_manifest(folder)
     return Network(
@@ -182,10 +183,10 @@ def recalibrate(
     session: Session,
 ) -> str | None:
     """Give batch norms statistics of their own where these are better; says of which images, None for none."""
-    from netsmith.core.artifact import read_manifest
-    from netsmith.core.network import Preprocess
-    from netsmith.core.tasks import make_task
-    from netsmith.morph.recalibrating import has_statistics, is_base, recalibrated
+    from netsmith.artifacts.artifact import read_manifest
+    from netsmith.morphing.recalibrating import has_statistics, is_base, recalibrated
+    from netsmith.networks.network import Preprocess
+    from netsmith.training.tasks import make_task
 
     from .networks import open_for
 
@@ -223,7 +224,7 @@ def recalibrate(
 
 def _request(arguments: argparse.Namespace) -> dict[str, Any]:
     """Exactly one size, as keywords of `MorphableModel.widths_for`."""
-    from netsmith.core.profile import parse_count
+    from netsmith.search.budget import parse_count
 
     given = {
         "--ratio": arguments.ratio,

@@ -16,7 +16,7 @@ from .session import Session
 
 if TYPE_CHECKING:
     from netsmith.config import TrainConfig
-    from netsmith.core.engine import Progress
+    from netsmith.training.engine import Progress
 
 SUMMARY = "train a network from scratch or further"
 EXAMPLES = (
@@ -75,8 +75,8 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
 
 def forget(folder: Path, going_on: bool) -> None:
     """Remove the checkpoints of earlier trainings in `folder`, unless one of them goes on: this one begins anew."""
-    from netsmith.core import processes
-    from netsmith.core.checkpoint import BEST, LAST
+    from netsmith.distributed import processes
+    from netsmith.training.checkpoint import BEST, LAST
 
     if processes.first() and not going_on:
         for name in (LAST, BEST):  # without the last there is nothing to go on from
@@ -87,8 +87,8 @@ def forget(folder: Path, going_on: bool) -> None:
 
 def train_network(config: TrainConfig, folder: Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """Train what a config describes into `folder`; returns its summary."""
-    from netsmith.core.data import open_data
-    from netsmith.core.training import train_entry
+    from netsmith.data.splits import open_data
+    from netsmith.training.entry import train_entry
 
     data = config.data
     splits = open_data(
@@ -110,8 +110,8 @@ def train_network(config: TrainConfig, folder: Path, *, progress: Progress | Non
 
 def show(summaries: list[dict[str, Any]], session: Session) -> None:
     """What came out of one training or of several, as a table."""
-    from netsmith.core.profile import format_count
     from netsmith.formats import metric_text
+    from netsmith.search.budget import format_count
 
     from .networks import show_classes
 

@@ -62,9 +62,9 @@ def _list(arguments: argparse.Namespace, session: Session) -> int:
     import timm
     import torchvision
 
-    from netsmith.core.libraries import BUILDERS
-    from netsmith.core.profile import format_count
-    from netsmith.core.zoo import describe_source
+    from netsmith.networks.libraries import BUILDERS
+    from netsmith.networks.zoo import describe_source
+    from netsmith.search.budget import format_count
 
     own = [
         {"source": f"netsmith:{name}", "params": describe_source(f"netsmith:{name}").params}
@@ -144,8 +144,8 @@ def _check(arguments: argparse.Namespace, session: Session) -> int:
 
 def _check_entry(entry: ZooEntry, arguments: argparse.Namespace) -> dict[str, Any]:
     """Load and dissect one entry; what is known of it. Raises NetsmithError."""
-    from netsmith.core.graph import dissect
-    from netsmith.core.zoo import describe_source, load_zoo
+    from netsmith.networks.zoo import describe_source, load_zoo
+    from netsmith.trace.chain import dissect
 
     from .networks import example_input
 

@@ -11,10 +11,10 @@ from pydantic import Field, field_validator, model_validator
 from netsmith import limits
 from netsmith.config.reading import load_config
 from netsmith.config.sections import DataSection, Machine, Section, one_of
-from netsmith.core.paths import as_path
-from netsmith.core.settings import TrainSettings
-from netsmith.morph.settings import GENERATORS, RIVALS, SOLVERS, FitSettings
+from netsmith.files.paths import as_path
+from netsmith.morphing.settings import GENERATORS, RIVALS, SOLVERS, FitSettings
 from netsmith.networks.entries import ZooEntry
+from netsmith.training.settings import TrainSettings
 
 
 class SpaceSection(Section):

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from netsmith.config.overrides import override
 from netsmith.config.sections import anchored
-from netsmith.core.document import read_file, validate
-from netsmith.core.overrides import override
-from netsmith.core.paths import as_path, portable
-from netsmith.core.sources import parse_source
-from netsmith.core.yaml_text import Document, read_yaml, write_yaml
 from netsmith.errors import ConfigError, NetsmithError
+from netsmith.files.document import read_file, validate
+from netsmith.files.paths import as_path, portable
+from netsmith.files.yaml_text import Document, read_yaml, write_yaml
+from netsmith.networks.sources import parse_source
 
 HEADER = "# netsmith: the resolved configuration of this run; it can be used as a config file as it is\n"
 

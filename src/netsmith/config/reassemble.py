@@ -11,13 +11,13 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from netsmith import limits
 from netsmith.config.reading import load_config
 from netsmith.config.sections import DataSection, Machine, Section, one_of
-from netsmith.core.document import LOOK_UP
-from netsmith.core.paths import as_path
-from netsmith.core.settings import TrainSettings
 from netsmith.errors import ConfigError
+from netsmith.files.document import LOOK_UP
+from netsmith.files.paths import as_path
 from netsmith.networks.entries import ZooEntry, check_names, load_zoo_file
 from netsmith.reassembly.names import METRICS, SCORES, STYLES, HeadMethod, Solver
 from netsmith.search.budget import Budget
+from netsmith.training.settings import TrainSettings
 
 
 class ProbeSection(Section):

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from netsmith import limits
-from netsmith.core.device_names import is_device_name
-from netsmith.core.paths import as_path
-from netsmith.core.settings import DESCRIPTION, Precision, TrainSettings
 from netsmith.data.names import FILE_KINDS, KINDS
 from netsmith.errors import DataError, did_you_mean
+from netsmith.files.paths import as_path
+from netsmith.training.devices import is_device_name
+from netsmith.training.settings import DESCRIPTION, Precision, TrainSettings
 
 Side = Annotated[int, Field(ge=4, le=limits.SIDE)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 
 from netsmith.config.reading import load_config
 from netsmith.config.sections import DataSection, Machine
-from netsmith.core.settings import TrainSettings
 from netsmith.networks.entries import ZooEntry
+from netsmith.training.settings import TrainSettings
 
 
 class TrainConfig(Machine):

@@ -1,1 +1,1 @@
-"""Networks and what is known of them."""
+"""From a source string or a module to a network, with what is known of it."""

@@ -10,9 +10,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from netsmith import limits
-from netsmith.core.document import LOOK_UP, load_document
-from netsmith.core.sources import HUB, check_here, parse_source, speakable
 from netsmith.errors import SourceError
+from netsmith.files.document import LOOK_UP, load_document
+from netsmith.networks.sources import HUB, check_here, parse_source, speakable
 
 
 class ZooEntry(BaseModel):
@@ -44,8 +44,8 @@ class ZooEntry(BaseModel):
         # read from a file: its paths start there, and a name that does not exist is a fault of this line
         base = info.context["base"]
         if info.context.get(LOOK_UP, True):
-            from netsmith.core import hub  # noqa: F401 - it fetches what a source of the Hub names
-            from netsmith.core.libraries import check_source
+            from netsmith.networks import hub  # noqa: F401 - it fetches what a source of the Hub names
+            from netsmith.networks.libraries import check_source
 
             parsed = parse_source(value, base)
             check_source(parsed)

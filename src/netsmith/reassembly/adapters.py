@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from netsmith.core.graph import Cut, Layout
 from netsmith.errors import RecipeError, did_you_mean
 from netsmith.reassembly.names import STYLES, Style
+from netsmith.trace.chain import Cut, Layout
 
 Resize = Literal["none", "pool", "bilinear", "mixed", "sequence"]
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from netsmith.core.pretrained import Pretrained
 from netsmith.errors import RecipeError
+from netsmith.networks.pretrained import Pretrained
 from netsmith.reassembly.adapters import AdapterSpec, to_map
 from netsmith.reassembly.facts import facts_of_recipe
 from netsmith.reassembly.heads import classifier_of, head_features, with_classifier

@@ -14,18 +14,19 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from netsmith.core.graph import Chain
-from netsmith.core.profile import Budget, measure_latency, peak_bytes
 from netsmith.reassembly.adapters import AdapterSpec, build_adapter, spec_cost
-from netsmith.reassembly.affinity import CutOf, StitchCosts, stitch_costs
 from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.heads import head_cost, plan_head
+from netsmith.reassembly.members import Parent, chains_of
 from netsmith.reassembly.names import Solver
-from netsmith.reassembly.parents import Parent, chains_of
 from netsmith.reassembly.partition import Partition
 from netsmith.reassembly.recipe import Recipe
 from netsmith.reassembly.search import Choice, SearchResult, k_best
 from netsmith.reassembly.stitch import join
+from netsmith.reassembly.stitch_cost import CutOf, StitchCosts, stitch_costs
+from netsmith.search.budget import Budget
+from netsmith.trace.chain import Chain
+from netsmith.trace.cost import measure_latency, peak_bytes
 
 Matrix = NDArray[np.float64]
 

@@ -8,17 +8,18 @@ from typing import Any
 
 from torch import nn
 
-from netsmith.core.cache import digest
-from netsmith.core.libraries import facts
-from netsmith.core.licences import licence_lines, source_lines
-from netsmith.core.network import Provenance, provenance_of
-from netsmith.core.profile import Budget, count_macs, count_params, format_count
-from netsmith.core.sources import parse_source
-from netsmith.core.zoo import describe_source
 from netsmith.errors import NetsmithError
+from netsmith.files.cache import digest
 from netsmith.formats import metric_text
-from netsmith.reassembly.parents import Parent
+from netsmith.networks.libraries import facts
+from netsmith.networks.licences import licence_lines, source_lines
+from netsmith.networks.network import Provenance, provenance_of
+from netsmith.networks.sources import parse_source
+from netsmith.networks.zoo import describe_source
+from netsmith.reassembly.members import Parent
 from netsmith.reassembly.recipe import Recipe
+from netsmith.search.budget import Budget, format_count
+from netsmith.trace.cost import count_macs, count_params
 
 KEPT = (
     "name",

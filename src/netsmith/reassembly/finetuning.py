@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from netsmith.core.data import Splits
-from netsmith.core.engine import Progress, TrainResult, TrainSettings, train
-from netsmith.core.network import Preprocess
-from netsmith.core.tasks import Classification
+from netsmith.data.splits import Splits
+from netsmith.networks.network import Preprocess
 from netsmith.reassembly.stitch import Assembled
+from netsmith.training.engine import Progress, TrainResult, TrainSettings, train
+from netsmith.training.tasks import Classification
 
 Trainable = Literal["all", "adapters"]
 

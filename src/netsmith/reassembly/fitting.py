@@ -13,10 +13,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from netsmith.core.checkpoint import copied_state
-from netsmith.core.folding import recalibrate
-from netsmith.core.graph import Chain
-from netsmith.core.profile import in_parts
+from netsmith.closed_form.ridge import Moments, fit_ridge
 from netsmith.errors import RecipeError, did_you_mean
 from netsmith.reassembly.adapters import Adapter
 from netsmith.reassembly.assembled import Assembled
@@ -32,7 +29,10 @@ from netsmith.reassembly.probe import (
     spans,
 )
 from netsmith.reassembly.recipe import Recipe
-from netsmith.reassembly.regression import Moments, fit_ridge
+from netsmith.trace.chain import Chain
+from netsmith.trace.cost import in_parts
+from netsmith.training.checkpoint import copied_state
+from netsmith.widths.folding import recalibrate
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from netsmith.core.graph import Chain, Layout
-from netsmith.core.images import no_labels
-from netsmith.core.measure import standard_error
+from netsmith.closed_form.ridge import Moments, solve_ridge, solve_shifted
+from netsmith.data.images import no_labels
 from netsmith.errors import RecipeError
 from netsmith.reassembly.adapters import to_map
 from netsmith.reassembly.names import HeadMethod
 from netsmith.reassembly.recipe import HeadSpec
-from netsmith.reassembly.regression import Moments, solve_ridge, solve_shifted
+from netsmith.trace.chain import Chain, Layout
+from netsmith.training.measure import standard_error
 
 HEAD_RIDGES: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 SHRINKAGES: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 0.6)

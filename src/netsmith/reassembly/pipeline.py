@@ -10,22 +10,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from netsmith.core.cache import Cache
-from netsmith.core.data import Splits
-from netsmith.core.engine import Progress, TrainResult, TrainSettings
-from netsmith.core.network import Network
-from netsmith.core.profile import Budget
+from netsmith.data.splits import Splits
+from netsmith.files.cache import Cache
+from netsmith.networks.network import Network
 from netsmith.reassembly.candidates import Candidate
 from netsmith.reassembly.facts import facts_of
 from netsmith.reassembly.finetuning import Trainable
+from netsmith.reassembly.members import Parent
 from netsmith.reassembly.names import Solver
-from netsmith.reassembly.parents import Parent
 from netsmith.reassembly.partition import Partition
 from netsmith.reassembly.recipe import FitSpec, Recipe
 from netsmith.reassembly.search import SearchResult
 from netsmith.reassembly.similarity import SimilarityTable
 from netsmith.reassembly.steps import Clock, Init, Run, Size
 from netsmith.reassembly.stitch import Assembled
+from netsmith.search.budget import Budget
+from netsmith.training.engine import Progress, TrainResult, TrainSettings
 
 
 @dataclass

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from netsmith.core.graph import Chain
-from netsmith.core.profile import images_at_once
 from netsmith.errors import DataError, RecipeError, did_you_mean
 from netsmith.reassembly.adapters import patches, to_map
+from netsmith.trace.chain import Chain
+from netsmith.trace.cost import images_at_once
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from netsmith import limits
+from netsmith.closed_form.ridge import RIDGES
 from netsmith.errors import RecipeError, did_you_mean
 from netsmith.json_text import parse_json
 from netsmith.reassembly.adapters import AdapterSpec
 from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.names import HeadMethod
-from netsmith.reassembly.regression import RIDGES
 
 VERSION = 1
 

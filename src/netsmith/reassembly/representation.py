@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from netsmith.core.graph import Chain, Layout
-from netsmith.core.profile import images_at_once
 from netsmith.errors import ArtifactError, DataError, DissectionError
+from netsmith.trace.chain import Chain, Layout
+from netsmith.trace.cost import images_at_once
 
 PrefixTokens = Literal["drop", "append"]
 

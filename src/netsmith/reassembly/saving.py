@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from netsmith.core.artifact import (
+from netsmith.artifacts.artifact import (
     builder,
     library_versions,
     loader,
@@ -20,22 +20,22 @@ from netsmith.core.artifact import (
     save_artifact,
     saver,
 )
-from netsmith.core.graph import Unit
-from netsmith.core.output import to_json, write_json, write_text
-from netsmith.core.paths import portable
-from netsmith.core.run_hashes import run_hashes
-from netsmith.core.weights import load_state
 from netsmith.errors import ArtifactError
+from netsmith.files.output import to_json, write_json, write_text
+from netsmith.files.paths import portable
+from netsmith.networks.run_hashes import run_hashes
+from netsmith.networks.weights import load_state
 from netsmith.reassembly.adapters import spec_cost
 from netsmith.reassembly.candidates import Candidate
 from netsmith.reassembly.facts import KEPT, card, manifest_of
 from netsmith.reassembly.heads import head_cost
-from netsmith.reassembly.parents import Parent, rebuild
+from netsmith.reassembly.members import Parent, rebuild
 from netsmith.reassembly.pipeline import Reassembled
 from netsmith.reassembly.recipe import Recipe
-from netsmith.reassembly.results import Accuracy, Chosen, Details, Member, NetworkRow, Part, Summary, UnitRow
-from netsmith.reassembly.results import Candidate as CandidateRow
 from netsmith.reassembly.stitch import Assembled, assemble
+from netsmith.records.reassembly import Accuracy, Chosen, Details, Member, NetworkRow, Part, Summary, UnitRow
+from netsmith.records.reassembly import Candidate as CandidateRow
+from netsmith.trace.chain import Unit
 
 KIND = "reassembly"
 WEIGHTS = "weights.safetensors"

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from netsmith.core.images import no_labels
-from netsmith.core.profile import images_at_once
+from netsmith.data.images import no_labels
 from netsmith.errors import ConfigError, RecipeError, did_you_mean
 from netsmith.reassembly.intercept import Outputs, PenultimateFeatures, SignCodes, WithoutNorms
 from netsmith.reassembly.names import SCORES
+from netsmith.trace.cost import images_at_once
 
 
 @dataclass(frozen=True)

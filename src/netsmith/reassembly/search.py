@@ -19,21 +19,11 @@ from numpy.typing import NDArray
 
 from netsmith.errors import BudgetError, did_you_mean
 from netsmith.reassembly.blocks import Block
-from netsmith.reassembly.branch_and_bound import Found, branch_and_bound
-from netsmith.reassembly.infeasible import explain
-from netsmith.reassembly.integer_program import integer_program
 from netsmith.reassembly.names import Solver
-from netsmith.reassembly.search_space import (
-    Floats,
-    Limit,
-    Space,
-    Steps,
-    add_steps,
-    finite_bounds,
-    ids,
-    into_steps,
-    limit_value,
-)
+from netsmith.search.branch_and_bound import Found, branch_and_bound
+from netsmith.search.infeasible import explain
+from netsmith.search.integer_program import integer_program
+from netsmith.search.space import Floats, Limit, Space, Steps, add_steps, finite_bounds, ids, into_steps, limit_value
 
 Number = int | float
 Bounds = tuple[Number | None, Number | None]

@@ -14,22 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from netsmith.core.cache import Cache, CacheEntry, digest
-from netsmith.core.checkpoint import copied_state
-from netsmith.core.data import Splits, balanced_indices, check_labelled, probe_set
-from netsmith.core.engine import Progress, TrainResult, TrainSettings, evaluate
-from netsmith.core.graph import Chain, Unit
-from netsmith.core.images import check_enough
-from netsmith.core.network import Network, check_network
-from netsmith.core.processes import own_device
-from netsmith.core.profile import Budget
-from netsmith.core.session import placed
-from netsmith.core.sharing import Piece, share
-from netsmith.core.stopwatch import Stopwatch
-from netsmith.core.tasks import Classification
-from netsmith.core.undoing import restore_if_worse
+from netsmith.data.images import check_enough
+from netsmith.data.splits import Splits, balanced_indices, check_labelled, probe_set
+from netsmith.distributed.processes import own_device
+from netsmith.distributed.sharing import Piece, share
 from netsmith.errors import BudgetError
-from netsmith.reassembly.affinity import StitchCosts
+from netsmith.files.cache import Cache, CacheEntry, digest
+from netsmith.files.stopwatch import Stopwatch
+from netsmith.networks.network import Network, check_network
 from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.candidates import (
     Candidate,
@@ -44,8 +36,7 @@ from netsmith.reassembly.candidates import (
     with_latencies,
 )
 from netsmith.reassembly.finetuning import Trainable, finetune
-from netsmith.reassembly.names import Solver
-from netsmith.reassembly.parents import (
+from netsmith.reassembly.members import (
     Parent,
     chains_of,
     judge,
@@ -55,6 +46,7 @@ from netsmith.reassembly.parents import (
     study,
     with_accuracy,
 )
+from netsmith.reassembly.names import Solver
 from netsmith.reassembly.partition import Partition, check_feasible, partition
 from netsmith.reassembly.recipe import FitSpec, Recipe
 from netsmith.reassembly.representation import Representations, represent
@@ -62,6 +54,14 @@ from netsmith.reassembly.scores import ScoreContext, get_score
 from netsmith.reassembly.search import SearchResult
 from netsmith.reassembly.similarity import SimilarityTable, similarity
 from netsmith.reassembly.stitch import Assembled, Probe, ProbeCache, assemble, plan_recipe, recipe_cost
+from netsmith.reassembly.stitch_cost import StitchCosts
+from netsmith.search.budget import Budget
+from netsmith.trace.chain import Chain, Unit
+from netsmith.training.checkpoint import copied_state
+from netsmith.training.engine import Progress, TrainResult, TrainSettings, evaluate
+from netsmith.training.restore import restore_if_worse
+from netsmith.training.session import placed
+from netsmith.training.tasks import Classification
 
 _LOG = logging.getLogger("netsmith.reassemble")
 

@@ -1,1 +1,1 @@
-"""Records: what is written down about a network, for writer and reader."""
+"""The files that say what was done: one model each, for writer and reader."""

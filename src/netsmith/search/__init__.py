@@ -1,1 +1,1 @@
-"""Searching for the best network within a budget."""
+"""The k best paths through alternatives, under budgets, exactly."""

@@ -1,1 +1,1 @@
-"""What a network computes: runs of it, and what they show."""
+"""One recorded run of a network, and what it shows: cuts, layouts, costs."""

@@ -1,1 +1,1 @@
-"""How networks are trained."""
+"""Settings, tasks and the one loop that trains."""

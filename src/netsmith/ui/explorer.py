@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netsmith.core.artifact import read_manifest
-from netsmith.core.decoding import open_image, read_picture
-from netsmith.core.network import Preprocess
-from netsmith.core.tasks import Generation
+from netsmith.artifacts.artifact import read_manifest
+from netsmith.data.decoding import open_image, read_picture
 from netsmith.errors import DataError, MorphError
-from netsmith.morph.pictures import generated, row
-from netsmith.morph.saving import KIND, load_morphed
+from netsmith.morphing.pictures import generated, row
+from netsmith.morphing.saving import KIND, load_morphed
+from netsmith.networks.network import Preprocess
+from netsmith.training.tasks import Generation
 
 TIMED = 5
 """Forward passes of which the shown time is the median."""

@@ -10,10 +10,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from netsmith.core.profile import format_count
 from netsmith.errors import MissingDependencyError, NetsmithError, OutputError
 from netsmith.formats import metric_text
-from netsmith.morph.results import by_ratio
+from netsmith.records.morphing import by_ratio
+from netsmith.search.budget import format_count
 from netsmith.ui.explorer import Answer, Explorer, Rebuilt, Shape, uploaded
 
 HOST = "127.0.0.1"

@@ -1,0 +1,1 @@
+"""Fits by linear algebra, from sums over examples alone."""

@@ -1,1 +1,0 @@
-"""What every method stands on: tracing, profiling, loading, data, training, artifacts."""

@@ -1,0 +1,1 @@
+"""Which channels of a network share one order and one width; reordering and resizing them."""
