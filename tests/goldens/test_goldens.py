@@ -1,0 +1,36 @@
+"""Numbers recorded before the code was laid out anew: the methods still give them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from record import GOLDENS, methods
+
+import netsmith
+
+RECORDED = json.loads(GOLDENS.read_text())
+
+
+def _close(now: Any, before: Any) -> None:
+    if isinstance(before, dict):
+        assert sorted(now) == sorted(before)
+        for key in before:
+            _close(now[key], before[key])
+    elif isinstance(before, list):
+        assert len(now) == len(before)
+        for a, b in zip(now, before, strict=True):
+            _close(a, b)
+    elif isinstance(before, float):
+        assert now == pytest.approx(before, abs=1e-6, rel=1e-6)
+    else:
+        assert now == before
+
+
+def test_the_methods_give_the_recorded_numbers():
+    _close(methods(), RECORDED["methods"])
+
+
+def test_every_public_name_is_still_there():
+    assert set(RECORDED["names"]) <= set(netsmith.__all__)
