@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from record import GOLDENS, methods
 
 import netsmith
@@ -34,3 +36,13 @@ def test_the_methods_give_the_recorded_numbers():
 
 def test_every_public_name_is_still_there():
     assert set(RECORDED["names"]) <= set(netsmith.__all__)
+
+
+@pytest.mark.parametrize("kind", ["network", "reassembled", "morph"])
+def test_artifacts_written_by_0_1_still_give_their_answers(kind):
+    folder = Path(__file__).parent / "artifacts_0_1"
+    network = netsmith.load(folder / kind)
+    pictures = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        answers = (network.at(0.5) if kind == "morph" else network)(pictures)
+    assert torch.allclose(answers, torch.tensor(json.loads((folder / "answers.json").read_text())[kind]), atol=1e-5)
