@@ -57,7 +57,6 @@ weights: WEIGHTS
 data: digits
 device: cpu
 training: {epochs: 3, batch_size: 128, lr: 0.02, augment: true, ema: 0.9}
-rivals: [nested]
 ratios: [1.0, 0.5, 0.25]
 """
 LOADED = (execution, morphing)

@@ -64,7 +64,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "training": {"epochs": 1, "batch_size": 32, "lr": 0.03, "mixup": 0.0},
         "ratios": [1.0, 0.5],
         "latency": False,
-        "rivals": {"which": ["l1"], "steps": 4},
         "seed": 0,
     },
     "train": {

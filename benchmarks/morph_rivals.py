@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from machine import describe
 from morph_cifar10 import SPACES
+from rivals import Bench
 
 from netsmith.data.splits import open_data
 from netsmith.morphing.finetuning import optimizer_steps
 from netsmith.morphing.fit import FitSettings
 from netsmith.morphing.pipeline import morph
-from netsmith.morphing.rivals import Bench
 from netsmith.networks.network import load_source
 from netsmith.training.settings import TrainSettings
 

@@ -426,37 +426,14 @@ def test_train_config_faults():
 MORPH = "network: netsmith:plain_cnn\ndata: digits\n"
 
 
-@pytest.mark.parametrize(
-    ("text", "which"),
-    [("", ()), ("rivals: null", ()), ("rivals: l1", ("l1",)), ("rivals: [nested, l1, nested]", ("nested", "l1"))],
-)
-def test_rivals_in_short(text, which):
-    config = load_morph_config(MORPH + text)
-    assert config.rivals.which == which
-    assert (config.rivals.steps, config.rivals.each, config.rivals.scratch) == (None, False, None)
-    assert load_morph_config(dump_config(config)) == config
-
-
-def test_rivals_and_generator_in_short_take_further_keys():
-    text = MORPH + "rivals: [l1]\ngenerator: inr\n"
-    config = load_morph_config(text, ["rivals.each=true", "rivals.scratch.lr=0.1", "generator.settings.hidden=64"])
-    assert config.rivals.which == ("l1",)
-    assert config.rivals.each
-    assert config.rivals.scratch is not None
-    assert config.rivals.scratch.lr == 0.1
+def test_a_generator_in_short_takes_further_keys():
+    config = load_morph_config(MORPH + "generator: inr\n", ["generator.settings.hidden=64"])
     assert (config.generator.kind, config.generator.settings) == ("inr", {"hidden": 64})
-    assert load_morph_config(text, ["rivals.0=nested"]).rivals.which == ("nested",)
 
 
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        (
-            "rivals: [l1, nestd]",
-            "rivals: expected one of l1, taylor, nested, alone, got 'nestd'. Did you mean 'nested'?",
-        ),
-        ("rivals: {wich: l1}", "rivals.wich: unknown key. Did you mean 'which'?"),
-        ("rivals: {which: l1, steps: 0}", "rivals.steps: expected a whole number of at least 1, got 0"),
         (
             "space: {widths: [8.5, 16]}",
             "space.widths: 8.5 to 16 are ratios, as not both are whole numbers, and go up to 8",

@@ -68,7 +68,6 @@ def test_faults_of_configs_are_told_before_torch_is_loaded(tmp_path):
         ("morph", MORPH + "generator: gird\n", "generator: expected one of nested, grid, inr, got 'gird'"),
         ("morph", MORPH + "order: {solver: 4opt}\n", "order.solver: expected one of auto, 3opt"),
         ("morph", MORPH + "fitting: {draws: [fulll]}\n", "line 3: fitting.draws.0: expected 'full'"),
-        ("morph", MORPH + "rivals: l2\n", "rivals: expected one of l1, taylor, nested, alone, got 'l2'"),
         ("reassemble", ZOO.replace("lenet", "lenet#gone.pt"), "There is no weights file"),
         ("train", TRAIN.replace("mine", "yours"), "yours.py. Known: 'mine.py'"),
         ("train", TRAIN + "training: {epochs: ten}\n", "line 3: training.epochs: expected a whole number, got 'ten'"),

@@ -145,7 +145,7 @@ def manifest(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("place", ["first/artifact", "both/artifact", "any/artifact"])
 def test_a_manifest_names_libraries_config_data_and_weights(runs, place):
     found = manifest(runs / place)
-    for library in ("netsmith", "torch", "torchvision", "timm", "accelerate", "numpy", "scipy", "torch-pruning"):
+    for library in ("netsmith", "torch", "torchvision", "timm", "accelerate", "numpy", "scipy"):
         assert found["versions"][library] == importlib.metadata.version(library)
     text = json.dumps(found["config"], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     hashes = found["hashes"]

@@ -1,4 +1,4 @@
-"""`netsmith morph` and `sample`: rivals, resuming, norms that stay, and every mistake with its message."""
+"""`netsmith morph` and `sample`: resuming, norms that stay, and every mistake with its message."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from netsmith.cli import morphing
 from netsmith.cli.main import main
 from netsmith.data.splits import open_data
-from netsmith.morphing import pipeline, rivals
+from netsmith.morphing import pipeline
 from netsmith.networks.network import load_source
 from netsmith.training.engine import evaluate
 from netsmith.training.tasks import Classification
@@ -49,7 +49,7 @@ def morph(base, out, *changes, more=()):
 @pytest.fixture(scope="module")
 def morphed(base):
     """An output folder whose artifact has its batch norms."""
-    changes = ("norms=keep", "rivals=[l1,nested]", "training.batch_size=32")
+    changes = ("norms=keep", "training.batch_size=32")
     assert morph(base, base / "kept", *changes, more=["--quiet"]) == 0
     return base / "kept"
 
@@ -81,68 +81,6 @@ def test_the_papers_generator_from_a_config_to_a_sampled_network(tmp_path, capsy
     assert main(["sample", str(out / "artifact"), "--ratio", "0.5", "--out", str(tmp_path / "half")]) == 0
     assert main(["evaluate", str(tmp_path / "half"), "--data", "digits"]) == 0
     assert f"{100 * found[600][0.5]:.1f}%" in capsys.readouterr().out
-
-
-# --- rivals -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_rivals_are_measured_shown_and_written(base, tmp_path, capsys):
-    assert morph(base, tmp_path / "out", "rivals={which: [l1, nested, alone], each: true}") == 0
-    text = capsys.readouterr().out
-    details = json.loads((tmp_path / "out/details.json").read_text())
-    summary = json.loads((tmp_path / "out/summary.json").read_text())
-    steps = 2 * (len(open_data("digits").train) // 256)
-    found = {(r["name"], r["note"]): r for r in details["rivals"]}
-    assert {key: r["steps"] for key, r in found.items()} == {
-        ("Torch-Pruning L1", "same total of steps"): steps // 2,
-        ("Torch-Pruning L1", "these steps for each size"): steps,
-        ("nested", "same total of steps"): steps,
-        ("trained alone", "one network a size, from random weights"): steps,
-    }
-    own = {w["ratio"]: (w["params"], w["macs"]) for w in details["widths"]}
-    for rival in details["rivals"]:
-        assert [p["ratio"] for p in rival["points"]] == ([1.0, 0.5, 0.25] if rival["name"] == "nested" else [0.5, 0.25])
-        assert all((p["params"], p["macs"]) == own[p["ratio"]] for p in rival["points"])
-    assert [r["name"] for r in summary["rivals"]] == [r["name"] for r in details["rivals"]]
-    point, same = summary["rivals"][0]["points"][0], details["rivals"][0]["points"][0]
-    assert point == {**same, "accuracy": same["accuracy"]["test"]}
-    assert summary["seconds"]["rivals"] > 0
-    assert len(re.findall(r"^Torch-Pruning L1 .* these steps for each size", text, re.MULTILINE)) == 2
-    assert "trained alone" in (tmp_path / "out/report.html").read_text()
-
-
-def test_a_plan_counts_the_steps_of_rivals(base, capsys):
-    plan = ["morph", str(base / "morph.yaml"), "--plan", "--set", "rivals=[l1,nested,alone]"]
-    assert main([*plan, "--set", "rivals.each=true"]) == 0
-    text = capsys.readouterr().out
-    assert "rivals at 2 sizes, as many steps as fitting (2 epochs) each: Torch-Pruning L1, shared among" in text
-    assert "in all 6 times the steps of fitting (12 epochs)" in text  # 1 + 2, 1, and 2
-    assert main([*plan, "--set", "rivals.steps=700"]) == 0
-    assert "rivals at 2 sizes, 700 steps each" in (text := capsys.readouterr().out)
-    assert "in all 2,800 steps" in text
-    assert main(plan[:3]) == 0
-    assert "rivals" not in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_an_interrupted_comparison_goes_on_from_its_cache(base, tmp_path, monkeypatch, capsys):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(rivals.Bench, "nested", interrupted)
-        assert morph(base, tmp_path / "out", "rivals=[l1,nested]") == 130
-    assert not (tmp_path / "out/summary.json").exists()
-    capsys.readouterr()
-    fitted, tuned = [], []
-    real = pipeline.fit
-    monkeypatch.setattr(pipeline, "fit", lambda *a, **k: fitted.append(real(*a, **k)) or fitted[-1])
-    monkeypatch.setattr(rivals, "finetuned", lambda *a, **k: tuned.append(a))
-    assert morph(base, tmp_path / "out", "rivals=[l1,nested]") == 0
-    assert "going on with the unfinished run" in capsys.readouterr().err
-    assert fitted[0].resumed_from == 2
-    assert not tuned, "Torch-Pruning was fine-tuned before the interruption"
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------------
@@ -224,12 +162,8 @@ PADDED = "{source: netsmith:cifar_resnet20, input_size: [1, 8, 8], num_classes: 
         (["generator.settings.keyframe=3"], r"'grid' has no setting 'keyframe'. Did you mean 'keyframes'"),
         (["generator=nested", "fitting.draws=[keyframe]"], r"'keyframe'.* for a grid only, not for 'nested'"),
         (["task=segmentation"], r"outputs of shape \(2, 10\) where \(2, 10, h, w\) was expected"),
+        (["rivals=[l1]"], r"rivals are measured by benchmarks/morph_rivals.py"),
         (["training.mixup=0.2"], r"leave mixup and cutmix 0"),
-        (["rivals=[l2]"], r"rivals: expected one of l1, taylor, nested, alone, got 'l2'"),
-        (["rivals=l1", "ratios=[1.0]"], r"rivals are measured at ratios below 1, and ratios has none"),
-        (["rivals=l1", "training=null"], r"rivals are trained as the generator is, and training is null"),
-        (["rivals=l1", "training={epochs: 1, batch_size: 2000}"], r"1 steps cannot be shared among 2 sizes"),
-        (["rivals=l1", "rivals.steps=1"], r"rivals.steps: 1 steps cannot be shared among 2 ratios below 1"),
     ],
 )
 def test_a_mistake_gives_one_message_and_writes_nothing(base, tmp_path, capsys, changes, message):
@@ -274,37 +208,24 @@ def build():
 
 
 @pytest.mark.slow
-def test_an_edited_network_is_fitted_and_compared_anew(tmp_path, monkeypatch, capsys):
+def test_an_edited_network_is_fitted_anew(tmp_path, monkeypatch, capsys):
     """Its weights are the same, and so is every key of the config."""
     (tmp_path / "net.py").write_text(CODE)
     (tmp_path / "morph.yaml").write_text(
         f"network: {{source: 'py:{tmp_path}/net.py:build', input_size: [1, 8, 8], num_classes: 10, mean: [0.5], "
         "std: [0.5]}\ndata: digits\n"
-        "training: {epochs: 1, batch_size: 256, lr: 0.02}\nratios: [1.0, 0.5]\nrivals: [alone]\n"
+        "training: {epochs: 1, batch_size: 256, lr: 0.02}\nratios: [1.0, 0.5]\n"
         "generator: {kind: nested}\norder: {by: none}\n"
     )
-    fitted, trained = [], []
-    fit, tune = pipeline.fit, rivals.finetuned
+    fitted = []
+    fit = pipeline.fit
     monkeypatch.setattr(pipeline, "fit", lambda *a, **k: fitted.append(fit(*a, **k)) or fitted[-1])
-    monkeypatch.setattr(rivals, "finetuned", lambda *a, **k: trained.append(a) or tune(*a, **k))
     assert morph(tmp_path, tmp_path / "out") == 0, capsys.readouterr().err
     assert morph(tmp_path, tmp_path / "out", more=["--overwrite"]) == 0
     assert [f.resumed_from for f in fitted] == [0, 0], "a finished run keeps no checkpoints"
-    assert len(trained) == 1, "what did not change is not trained again"
     (tmp_path / "net.py").write_text(CODE.replace("relu(self.b", "sigmoid(self.b"))
     assert morph(tmp_path, tmp_path / "out", more=["--overwrite"]) == 0
     assert [f.resumed_from for f in fitted] == [0, 0, 0]
-    assert len(trained) == 2
-
-
-@pytest.mark.slow
-def test_a_network_that_cannot_be_pruned_is_told_before_it_is_fitted(base, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("it was fitted"))
-    vit = "network={source: netsmith:small_vit, input_size: [1, 8, 8], num_classes: 10}"
-    heads = ["weights=null", vit, "rivals=l1", "space.streams=true"]
-    assert morph(base, tmp_path / "out", *heads) == 2
-    assert "leave out the rivals l1 and taylor" in (text := capsys.readouterr().err), text
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_results_is_safe_from_a_mistake(base, morphed, capsys):

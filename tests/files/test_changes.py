@@ -5,13 +5,13 @@ from netsmith.files.changes import changes
 
 def test_each_key_that_differs_in_the_order_of_the_keys():
     old = {"seed": 0, "training": {"lr": 0.03, "ema": None}, "ratios": [1.0, 0.5], "gone": 1}
-    new = {"seed": 0, "training": {"lr": 0.05, "ema": 0.9}, "ratios": [1.0], "rivals": {"which": ["l1"]}}
+    new = {"seed": 0, "training": {"lr": 0.05, "ema": 0.9}, "ratios": [1.0], "order": {"by": ["l1"]}}
     assert changes(old, new) == [
         "training.lr: 0.03 -> 0.05",
         "training.ema: null -> 0.9",
         "ratios: [1.0, 0.5] -> [1.0]",
         "gone: 1 -> nothing",
-        'rivals: nothing -> {"which": ["l1"]}',
+        'order: nothing -> {"by": ["l1"]}',
     ]
 
 

@@ -150,7 +150,6 @@ ABSURD = {
         ("ratios: [1000000000.0]", "ratios go up to 8"),
         ("ratios: [.nan]", "ratios"),
         ("training: {batch_size: 1000000000}", "training.batch_size"),
-        ("rivals: {which: l1, steps: 10000000000}", "rivals.steps"),
     ],
     "train": [
         ("training: {epochs: 1000000000}", "training.epochs"),

@@ -23,7 +23,6 @@ from netsmith.morphing.ordering import order_channels
 from netsmith.morphing.pipeline import morph
 from netsmith.morphing.preparing import prepare, with_norms
 from netsmith.morphing.repairing import probe_images, repair, repairable
-from netsmith.morphing.rivals import Bench
 from netsmith.morphing.saving import _undone, details_of
 from netsmith.networks.network import load_source
 from netsmith.training.engine import evaluate
@@ -303,14 +302,6 @@ def test_the_order_of_channels_that_is_kept_is_the_last_one(down_to_a_quarter, n
     at_first = order_channels(first.model, result.space, network, digits)
     assert at_first.orders != result.ordered.orders
     assert at_first.groups != result.ordered.groups
-
-
-def test_another_order_of_the_result_is_nothing_to_the_nested_rival(down_to_a_quarter, network, digits):
-    """It begins with the base's channels by importance there."""
-    first = prepare(network)
-    order_channels(first.model, down_to_a_quarter.space, network, digits)
-    bench = Bench(down_to_a_quarter, TRAINING, FitSettings(), TRAINING, 2048)
-    assert_same(bench._nested().base, first.model)
 
 
 def test_each_keyframe_goes_on_with_the_views_after_those_of_the_one_before_it(network, digits, monkeypatch):

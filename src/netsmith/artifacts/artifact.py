@@ -71,7 +71,7 @@ SCHEMA = 1
 """Version of the manifest's layout that is written, and the newest that can be read."""
 
 _RESERVED = ("schema", "kind", "files", "versions", "sha256")
-_LIBRARIES = ("netsmith", "torch", "torchvision", "timm", "accelerate", "torch-pruning", "fast-tsp", "numpy", "scipy")
+_LIBRARIES = ("netsmith", "torch", "torchvision", "timm", "accelerate", "fast-tsp", "numpy", "scipy")
 _LIBRARIES += ("scikit-learn", "pillow", "safetensors", "segmentation-models-pytorch", "datasets")
 
 Loader = Callable[[Path], nn.Module]

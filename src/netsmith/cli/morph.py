@@ -17,7 +17,6 @@ SUMMARY = "one trained network to networks of any width"
 EXAMPLES = (
     ("netsmith morph morph_cifar10 --out runs/any_width", "the whole way, report included"),
     ("netsmith morph morph_cifar10 --plan", "what it would do and cost"),
-    ("netsmith morph morph_cifar10 --out runs/rivals --set rivals=[l1,nested]", "beside pruning and slimmable weights"),
     (
         "netsmith morph mine.yaml --out runs/mine --set space.blocks=last_block --set space.widths=[0.5,1.0]",
         "one block",
@@ -86,8 +85,8 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
 
 
 def show(out: Path, session: Session) -> None:
-    """The widths of a finished run, the base network and the floor; then its rivals."""
-    from netsmith.report import terminal_rivals, terminal_widths
+    """The widths of a finished run, the base network and the floor."""
+    from netsmith.report import terminal_widths
     from netsmith.report.results import read_json
 
     from .networks import show_classes
@@ -99,7 +98,4 @@ def show(out: Path, session: Session) -> None:
     )
     if any(w.get("recalibrated") for w in details["widths"]):
         session.console.result("batch norms: statistics estimated anew where that is better")
-    if details["rivals"]:
-        session.console.result()
-        session.console.show(terminal_rivals(details["rivals"], details["task"], details["images"]))
     session.console.result(f"artifact: {details['artifact']['bytes'] / 1e6:.2f} MB for all widths")

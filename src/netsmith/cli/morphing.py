@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from netsmith.config import MorphConfig
 from netsmith.data.splits import Splits, check_labelled, open_data
 from netsmith.distributed import processes
 from netsmith.errors import DataError
 from netsmith.files.cache import digest
-from netsmith.morphing.finetuning import optimizer_steps
-from netsmith.morphing.pipeline import Morphed, morph
-from netsmith.morphing.pruning import pruned
-from netsmith.morphing.rivals import RIVALS, checked, rivals
+from netsmith.morphing.pipeline import morph
 from netsmith.morphing.saving import write_results
 from netsmith.morphing.space import MorphSpace
 from netsmith.networks.network import Network
@@ -26,7 +21,6 @@ from netsmith.report import write_report
 from netsmith.report.results import read_json
 from netsmith.search.budget import format_count
 from netsmith.training.engine import Progress, TrainSettings
-from netsmith.training.tasks import make_task
 
 from .forecast import forecast_morph
 
@@ -41,7 +35,7 @@ def execute(
     begin: Callable[[], object] | None = None,
     progress: Progress | None = None,
 ) -> Summary:
-    """Morph what a config describes, measure its rivals, and write the results and the report to `out`.
+    """Morph what a config describes, and write the results and the report to `out`.
 
     `begin` is called once everything is checked and before anything is written; afterwards `out` exists.
     """
@@ -52,8 +46,7 @@ def execute(
     network = base_network(config, splits)
     checkpoints = out / "checkpoints" / fit_key(config, network, splits)
 
-    def ready(space: MorphSpace) -> None:
-        check_rivals(config, network, space, splits)
+    def ready(_: MorphSpace) -> None:
         if begin is not None:
             begin()
         if checkpoints.parent.is_dir() and not checkpoints.is_dir() and any(checkpoints.parent.iterdir()):
@@ -81,9 +74,8 @@ def execute(
         progress=progress,
         ready=ready,
     )
-    rivals = measure_rivals(config, result, out / "cache", device=device, progress=progress)
     if processes.first():
-        write_results(result, out, config=config.model_dump(mode="json"), rivals=rivals)
+        write_results(result, out, config=config.model_dump(mode="json"))
         write_report(out)
     processes.wait()
     return Summary.from_dict(read_json(out / "summary.json"))
@@ -97,54 +89,6 @@ def fit_key(config: MorphConfig, network: Network, splits: Splits) -> str:
     """Name of the folder of the fitting's checkpoints: other settings, another network or data have another one."""
     fitted = config.model_dump(mode="json", include=_FITTED)
     return digest("morph", fitted, network.identity(), splits.fingerprint)[:16]
-
-
-def check_rivals(config: MorphConfig, network: Network, space: MorphSpace, splits: Splits) -> None:
-    """Raise MorphError for too few steps, or for a network that Torch-Pruning, asked for, cannot prune."""
-    if config.rivals.which:
-        checked(config.rivals.which, [r for r in config.ratios if r < 1], rival_steps(config, splits))
-    if {"l1", "taylor"} & set(config.rivals.which):
-        task = make_task(
-            network.task,
-            network.num_classes,
-            shape=network.preprocess.input_size,
-            classes=splits.classes,
-            ignore=splits.ignore,
-        )
-        pruned(network, space, space.at(min(config.ratios)), by="l1", data=splits, task=task, seed=config.seed)
-
-
-def rival_steps(config: MorphConfig, splits: Splits) -> int:
-    """Optimizer steps of the rivals: as asked for, or as many as fitting takes."""
-    own = training(config)
-    if config.rivals.steps is not None or own is None:
-        return config.rivals.steps or 0
-    return optimizer_steps(len(splits.train), own) * own.epochs
-
-
-def measure_rivals(
-    config: MorphConfig, result: Morphed, cache: Path, *, device: str, progress: Progress | None = None
-) -> list[dict[str, Any]]:
-    """The rivals of a config, at the ratios below 1; what is done is kept in `cache`."""
-    asked, own = config.rivals, training(config)
-    if not asked.which or own is None:
-        return []
-    began = time.perf_counter()
-    found = rivals(
-        result,
-        asked.which,
-        rival_steps(config, result.data),
-        asked.each,
-        training=own,
-        fitting=config.fitting,
-        scratch=asked.scratch,
-        images=config.order.images,
-        cache=cache,
-        device=device,
-        progress=progress,
-    )
-    result.seconds["rivals"] = time.perf_counter() - began
-    return found
 
 
 def base_network(config: MorphConfig, splits: Splits) -> Network:
@@ -196,7 +140,6 @@ def plan(config: MorphConfig, *, device: str = "cpu", progress: Progress | None 
         else f"fitted for {tune.epochs} epochs of batches of {tune.batch_size} ({tune.optimizer}, lr {tune.lr:g}), "
         f"{fitting.per_step} width(s) a step, {fitting.views} views of the images",
         f"measured at ratios {', '.join(f'{r:g}' for r in config.ratios)}: validation, and test once",
-        *_rivals_plan(config),
         "artifact, summary.json and report.html written",
     ]
     return [
@@ -207,30 +150,6 @@ def plan(config: MorphConfig, *, device: str = "cpu", progress: Progress | None 
         *(f"  {i}. {step}" for i, step in enumerate(steps, start=1)),
         *forecast_morph(config, device, progress),
     ]
-
-
-def _rivals_plan(config: MorphConfig) -> list[str]:
-    """What rivals will cost: in optimizer steps or, where nobody knows them before the data are opened, in epochs."""
-    asked, tune = config.rivals, config.training
-    if not asked.which or tune is None:
-        return []
-    sizes = sum(r < 1 for r in config.ratios)
-    shares, parts = 0, []
-    for name in asked.which:
-        pruning = name in ("l1", "taylor")
-        own = sizes if name == "alone" else 1
-        shared = "shared among the sizes" if pruning else "for all sizes" if own == 1 else "for each size"
-        parts.append(f"{RIVALS[name]}, {shared}")
-        if pruning and asked.each:
-            own += sizes
-            parts.append(f"{RIVALS[name]}, for each size")
-        shares += own
-    one = f"{asked.steps:,} steps" if asked.steps else f"as many steps as fitting ({tune.epochs} epochs)"
-    if asked.steps:
-        total = f"{shares * asked.steps:,} steps"
-    else:
-        total = f"{shares} times the steps of fitting ({shares * tune.epochs} epochs)"
-    return [f"rivals at {sizes} sizes, {one} each: {'; '.join(parts)}: in all {total}"]
 
 
 def _missing(file: Path) -> str:

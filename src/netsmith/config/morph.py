@@ -12,7 +12,7 @@ from netsmith import limits
 from netsmith.config.reading import load_config
 from netsmith.config.sections import DataSection, Machine, Section, one_of
 from netsmith.files.paths import as_path
-from netsmith.morphing.settings import GENERATORS, RIVALS, SOLVERS, FitSettings
+from netsmith.morphing.settings import GENERATORS, SOLVERS, FitSettings
 from netsmith.networks.entries import ZooEntry
 from netsmith.training.settings import TrainSettings
 
@@ -90,40 +90,6 @@ class GeneratorSection(Section):
         return one_of(value, GENERATORS)
 
 
-class RivalsSection(Section):
-    """What else is measured at the same sizes, for the same steps; a bare text or list is `which`."""
-
-    which: tuple[str, ...] = Field(
-        default=(), description="l1, taylor (Torch-Pruning), nested (slimmable weights), alone (trained from scratch)"
-    )
-    steps: int | None = Field(
-        default=None, ge=1, le=10**9, description="optimizer steps; default: as many as fitting takes"
-    )
-    each: bool = Field(
-        default=False, description="l1 and taylor once more with these steps for each size, not shared among the sizes"
-    )
-    scratch: TrainSettings | None = Field(
-        default=None, description="training settings of alone (epochs follow from the steps); default: `training`"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare(cls, value: Any) -> Any:
-        if value is None:
-            return {}
-        return {"which": value} if isinstance(value, str | list | tuple) else value
-
-    @field_validator("which", mode="before")
-    @classmethod
-    def _one(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
-    @field_validator("which")
-    @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(one_of(name, tuple(RIVALS)) for name in value))
-
-
 class MorphTraining(TrainSettings):
     """`TrainSettings` with the defaults of fitting a generator."""
 
@@ -160,9 +126,13 @@ class MorphConfig(Machine):
         default=(1.0, 0.75, 0.5, 0.25), min_length=1, max_length=1000, description="at which the result is measured"
     )
     latency: bool = Field(default=False, description="measure milliseconds an image at each ratio, too")
-    rivals: RivalsSection = Field(
-        default=RivalsSection.model_validate({}), description="what else is measured at the ratios below 1"
-    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_rivals(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "rivals" in value:
+            raise ValueError("rivals are measured by benchmarks/morph_rivals.py since 0.2.0: leave the key out")
+        return value
 
     @field_validator("weights")
     @classmethod
@@ -174,18 +144,6 @@ class MorphConfig(Machine):
     def _one_weights_file(self) -> MorphConfig:
         if self.weights is not None and "#" in self.network.source:
             raise ValueError("weights are given twice: behind the # of network.source, and in weights")
-        return self
-
-    @model_validator(mode="after")
-    def _rivals_can_be(self) -> MorphConfig:
-        below = [r for r in self.ratios if r < 1]
-        steps = self.rivals.steps
-        if self.rivals.which and self.training is None:
-            raise ValueError("rivals are trained as the generator is, and training is null: leave one of them out")
-        if self.rivals.which and not below:
-            raise ValueError(f"rivals are measured at ratios below 1, and ratios has none: {list(self.ratios)}")
-        if self.rivals.which and steps is not None and steps < len(below):
-            raise ValueError(f"rivals.steps: {steps} steps cannot be shared among {len(below)} ratios below 1")
         return self
 
     @field_validator("ratios")

@@ -73,7 +73,7 @@ def _put(document: Document, keys: Sequence[str], value: Any) -> None:
         node = node[step]
 
 
-_SHORT = {"generator": "kind", "rivals": "which"}
+_SHORT = {"generator": "kind"}
 """Sections, other than those with a source, for which a plain text or list stands: the key that it is the value of."""
 
 

@@ -55,15 +55,14 @@ def write_results(
     folder: Path | str,
     *,
     config: Mapping[str, Any] | None = None,
-    rivals: list[dict[str, Any]] | None = None,
 ) -> Summary:
     """Write `artifact/`, `details.json` and, last, `summary.json` to a folder that exists. Raises OutputError."""
     folder = Path(folder)
     config = portable(config or {}, folder)  # once, so that all files have one config and one hash of it
     save_morphed(result, folder / "artifact", config=config, overwrite=True)
     size = artifact_bytes(folder / "artifact")
-    write_json(folder / "details.json", details_of(result, size, rivals or [], config).to_dict())
-    summary = summary_of(result, size, rivals or [])
+    write_json(folder / "details.json", details_of(result, size, config).to_dict())
+    summary = summary_of(result, size)
     write_json(folder / "summary.json", summary.to_dict())
     return summary
 
@@ -160,7 +159,7 @@ def load_morphed(folder: Path | str, *, base: nn.Module | None = None) -> Morpha
     return whole
 
 
-def summary_of(result: Morphed, size: int, rivals: list[dict[str, Any]]) -> Summary:
+def summary_of(result: Morphed, size: int) -> Summary:
     """The contract `summary.json`: the task's primary metric, under its own name, on test."""
     primary, network = result.task.primary, result.network
     courses = [course for _, course in result.keyframes] + ([] if result.training is None else [result.training])
@@ -183,7 +182,6 @@ def summary_of(result: Morphed, size: int, rivals: list[dict[str, Any]]) -> Summ
             )
             for p in result.points
         ],
-        rivals=[{**r, "points": [{**p, primary: p[primary]["test"]} for p in r["points"]]} for r in rivals],
         artifact_bytes=size,
         seconds=result.seconds,
         precision=", ".join(dict.fromkeys(course.precision for course in courses)) or None,
@@ -202,9 +200,7 @@ def hashes_of(result: Morphed, config: Mapping[str, Any] | None) -> dict[str, An
     return run_hashes(config or {}, result.data.fingerprint, [result.network.provenance])
 
 
-def details_of(
-    result: Morphed, size: int, rivals: list[dict[str, Any]], config: Mapping[str, Any] | None = None
-) -> Details:
+def details_of(result: Morphed, size: int, config: Mapping[str, Any] | None = None) -> Details:
     """Everything that the report shows."""
     primary, network, space = result.task.primary, result.network, result.space
     generator = result.model.morphable.generator
@@ -269,7 +265,6 @@ def details_of(
         },
         fit=_history(result),
         widths=[row(p) for p in result.points],
-        rivals=rivals,
         artifact={"bytes": size, "ratio_to_base": size / own},
         seconds=result.seconds,
         machine={"system": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},

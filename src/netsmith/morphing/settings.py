@@ -11,16 +11,6 @@ from netsmith import limits
 GENERATORS = ("nested", "grid", "inr")
 SOLVERS = ("auto", "3opt", "2opt", "exact", "greedy", "random", "fast-tsp")
 
-Rival = Literal["l1", "taylor", "nested", "alone"]
-
-RIVALS: dict[str, str] = {
-    "l1": "Torch-Pruning L1",
-    "taylor": "Torch-Pruning Taylor",
-    "nested": "nested",
-    "alone": "trained alone",
-}
-"""What rivals are called in results, by what is asked for."""
-
 Draw = Literal["full", "low", "random", "mixed", "keyframe", "coarse"]
 
 

@@ -92,7 +92,7 @@ class Details(_Record):
     generator: dict[str, Any]
     fit: dict[str, Any] | None
     widths: list[dict[str, Any]]
-    rivals: list[dict[str, Any]]
+    rivals: list[dict[str, Any]] = []  # of runs before 0.2
     artifact: dict[str, Any]
     seconds: dict[str, float]
     machine: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Training that makes a network worse is undone: one rule for fine-tuning, keyframes, rivals and generators."""
+"""Training that makes a network worse is undone: one rule for fine-tuning, keyframes and generators."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pruning import Importance, pruned
 from torch import Tensor, nn
 
 from netsmith.data.splits import Splits
@@ -25,9 +26,8 @@ from netsmith.morphing.morphable import Morphable, check_split
 from netsmith.morphing.ordering import order_channels
 from netsmith.morphing.pipeline import Judge, Morphed
 from netsmith.morphing.preparing import with_norms
-from netsmith.morphing.pruning import Importance, pruned
 from netsmith.morphing.recalibrating import has_statistics
-from netsmith.morphing.settings import RIVALS, FitSettings, Rival
+from netsmith.morphing.settings import FitSettings
 from netsmith.trace.chain import dissect
 from netsmith.trace.cost import count_macs, count_params
 from netsmith.training.engine import Progress, TrainResult
@@ -35,7 +35,13 @@ from netsmith.training.settings import TrainSettings
 from netsmith.widths.folding import fold_batch_norms
 from netsmith.widths.groups import WidthGroup, permute, resize, set_widths
 
-__all__ = ["RIVALS", "Rival", "finetuned", "fresh", "lesson", "optimizer_steps", "pruned", "rivals"]
+RIVALS = {
+    "l1": "Torch-Pruning L1",
+    "taylor": "Torch-Pruning Taylor",
+    "nested": "nested",
+    "alone": "trained alone",
+}
+"""What rivals are called in results, by what is asked for."""
 
 _VERSION = "rivals 2"  # raise it when what is measured changes, so that nothing older is taken from a cache
 
