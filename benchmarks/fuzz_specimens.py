@@ -43,7 +43,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "similarity": {"metric": "cka", "biased": False},
         "partition": {"k": 3, "eps": 0.2, "size": "units", "restarts": 20},
         "budget": {"params": "0.5M", "macs": {"min": 1000, "max": "3G"}, "latency_ms": 10, "latency_batch": 1},
-        "search": {"candidates": 4, "mix": True, "solver": "exact"},
+        "search": {"candidates": 4, "mix": True},
         "stitch": {"style": "auto", "init": "lstsq", "ridge": [0.1, 1.0], "head": "auto", "images": 200},
         "score": {"name": "stitch", "also": ["params"], "images": 100, "finalists": 2},
         "finetune": {"epochs": 2, "batch_size": 64, "lr": 0.01, "schedule": "onecycle", "ema": 0.9, "clip_grad": 1.0},

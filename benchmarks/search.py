@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from integer_program import k_best_by
 from machine import describe, write
 
 from netsmith.reassembly.blocks import Block
@@ -74,7 +75,11 @@ def timed(size: str, budget: str, seed: int, **options: Any) -> tuple[SearchResu
         for name, (low, high) in BUDGETS[budget].items()
     }
     wall, cpu = time.perf_counter(), time.process_time()
-    found = k_best(stages, costs, adapters, bounds, mix=True, **options)
+    solver, seconds = options.pop("solver"), options.pop("seconds")
+    if solver == "exact":
+        found = k_best(stages, costs, adapters, bounds, mix=True, **options)
+    else:
+        found = k_best_by(solver, stages, costs, adapters, bounds, mix=True, seconds=seconds, **options)
     return found, time.process_time() - cpu, time.perf_counter() - wall
 
 

@@ -471,7 +471,7 @@ def leaves(model: type[BaseModel], path: str = "") -> set[str]:
 CHANGES = """
 probe.images=100 probe.grid=2 similarity.metric=lr similarity.biased=true partition.k=3 partition.eps=0.3
 partition.size=macs partition.restarts=7 budget.params=1M budget.macs=1G budget.latency_ms=9 budget.memory_mb=99
-budget.latency_batch=2 search.candidates=21 search.distinct_sets=false search.mix=false search.solver=milp
+budget.latency_batch=2 search.candidates=21 search.distinct_sets=false search.mix=false
 stitch.style=linear stitch.init=random stitch.ridge=0.5 stitch.head=lda stitch.recalibrate=true stitch.images=99
 score.name=knn score.also=[knn] score.images=99 score.finalists=2 finetune=null trainable=adapters seed=3
 precision=no data.size=12 data.ignore=1 data.validation_fraction=0.2 data.seed=4 data.source=folder:x

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from netsmith.errors import BudgetError
 from netsmith.reassembly.blocks import Block
-from netsmith.reassembly.search import PEAKS, TOTALS, Choice, _Catalogue, k_best
+from netsmith.reassembly.search import PEAKS, TOTALS, Catalogue, Choice, k_best
 from netsmith.search.infeasible import _extreme, _Side, readable
 
 PAIR_NAMES = ("params", "weight_bytes", "peak_bytes")
@@ -84,11 +84,11 @@ def problems(draw):
     return (seed, widths, groups, whole), budget, k, distinct, draw(st.booleans())
 
 
-def _check(problem, solver):
+def _check(problem):
     (seed, widths, groups, whole), budget, k, distinct, mix = problem
     stages, costs, pairs = _instance(seed, widths, groups=groups, whole=whole)
     expected = _brute_force(stages, costs, pairs, budget, distinct=distinct, mix=mix)
-    options = {"distinct_groups": distinct, "mix": mix, "solver": solver}
+    options = {"distinct_groups": distinct, "mix": mix}
     if not expected:
         with pytest.raises(BudgetError, match="no assembly"):
             k_best(stages, costs, pairs, budget, k, **options)
@@ -98,8 +98,7 @@ def _check(problem, solver):
     assert found.gap == 0.0
     assert [a.cost for a in found.assemblies] == pytest.approx([c for c, _ in expected[:k]])
     assert len({a.choices for a in found.assemblies}) == len(found.assemblies) == min(k, len(expected))
-    if solver == "exact":
-        assert [a.choices for a in found.assemblies] == [p for _, p in expected[:k]]
+    assert [a.choices for a in found.assemblies] == [p for _, p in expected[:k]]
     for a in found.assemblies:
         assert a.blocks == tuple(stages[s][i].block for s, i in enumerate(a.choices))
         assert a.resources == pytest.approx(_resources(stages, pairs, a.choices))
@@ -114,31 +113,7 @@ def _check(problem, solver):
 def test_the_k_best_are_those_of_full_enumeration(problem, few):
     with pytest.MonkeyPatch.context() as patch:  # with multipliers and without
         patch.setattr("netsmith.search.bounds._FEW_PATHS", few)
-        _check(problem, "exact")
-
-
-@settings(max_examples=12, deadline=None)
-@given(problems())
-def test_the_integer_program_finds_the_same(problem):
-    _check(problem, "milp")
-
-
-@settings(max_examples=8, deadline=None)
-@given(problems())
-def test_cp_sat_finds_the_same(problem):
-    pytest.importorskip("ortools")
-    _check(problem, "cpsat")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_milp_agrees_where_enumeration_is_too_long(seed):
-    widths = [10] * 5
-    stages, costs, pairs = _instance(seed, widths, networks=12, groups=7, whole=False)
-    budget = {"params": (20.0, 40.0), "memory_bytes": (None, 38.0)}
-    exact = k_best(stages, costs, pairs, budget, 3, mix=True)
-    other = k_best(stages, costs, pairs, budget, 3, mix=True, solver="milp")
-    assert [a.choices for a in exact.assemblies] == [a.choices for a in other.assemblies]
+        _check(problem)
 
 
 def test_ties_come_in_the_order_of_their_choices_even_when_everything_ties():
@@ -152,14 +127,14 @@ def test_ties_come_in_the_order_of_their_choices_even_when_everything_ties():
 def test_more_families_of_sets_than_can_be_told_apart(monkeypatch):
     monkeypatch.setattr("netsmith.search.bounds._STATE_WORK", 10)
     for seed in range(3):
-        _check(((seed, [4, 4, 4, 4], 6, True), {"params": (None, 35.0)}, 10, True, True), "exact")
+        _check(((seed, [4, 4, 4, 4], 6, True), {"params": (None, 35.0)}, 10, True, True))
 
 
 def test_small_batches_and_many_dives_change_nothing(monkeypatch):
     monkeypatch.setattr("netsmith.search.branch_and_bound._BATCH", 8)
     monkeypatch.setattr("netsmith.search.branch_and_bound._DIVE", 2)
     for seed in range(3):
-        _check(((seed, [5, 5, 5, 5], None, False), {"params": (20.0, 35.0)}, 15, True, False), "exact")
+        _check(((seed, [5, 5, 5, 5], None, False), {"params": (20.0, 35.0)}, 15, True, False))
 
 
 def test_a_search_that_is_cut_short_bounds_what_it_missed():
@@ -180,7 +155,6 @@ def test_a_search_that_is_cut_short_bounds_what_it_missed():
         assert all(cost >= short.bound - 1e-9 for cost in missed)
     assert not k_best(stages, costs, pairs, budget, 5, most_explored=1).optimal
     assert not k_best(stages, costs, pairs, budget, 5, seconds=0.0).optimal
-    assert not k_best(stages, costs, pairs, budget, 5, seconds=0.0, solver="milp").optimal
 
 
 def _two_stages():
@@ -244,7 +218,7 @@ def test_the_nearest_value_is_exact(problem, name, upper):
     (seed, widths, groups, whole), budget, _, distinct, mix = problem
     stages, costs, pairs = _instance(seed, widths, groups=groups, whole=whole)
     budget.pop(name, None)
-    catalogue = _Catalogue(stages, costs, pairs, PEAKS, TOTALS)
+    catalogue = Catalogue(stages, costs, pairs, PEAKS, TOTALS)
     space = catalogue.space(budget, distinct=distinct, mix=mix)
     others = [_Side(x, up) for x in space.limits for up in (True, False)]
     found = _extreme(space, _Side(catalogue.quantity(name, 0.0, 0.0), upper), others, 10**7)

@@ -91,7 +91,6 @@ def _reassemble(
         candidates=config.search.candidates,
         distinct_sets=config.search.distinct_sets,
         mix=config.search.mix,
-        solver=config.search.solver,
         style=config.stitch.style,
         init=config.stitch.init,
         fit=fit_spec(config),

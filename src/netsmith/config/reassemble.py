@@ -15,7 +15,7 @@ from netsmith.errors import ConfigError
 from netsmith.files.document import LOOK_UP
 from netsmith.files.paths import as_path
 from netsmith.networks.entries import ZooEntry, check_names, load_zoo_file
-from netsmith.reassembly.names import METRICS, SCORES, STYLES, HeadMethod, Solver
+from netsmith.reassembly.names import METRICS, SCORES, STYLES, HeadMethod
 from netsmith.search.budget import Budget
 from netsmith.training.settings import TrainSettings
 
@@ -78,7 +78,6 @@ class SearchSection(Section):
     )
     distinct_sets: bool = Field(default=True, description="at most one block of each equivalence set")
     mix: bool = Field(default=True, description="blocks of at least two networks")
-    solver: Solver = "exact"
 
 
 class StitchSection(Section):

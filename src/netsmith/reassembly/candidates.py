@@ -18,7 +18,6 @@ from netsmith.reassembly.adapters import AdapterSpec, build_adapter, spec_cost
 from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.heads import head_cost, plan_head
 from netsmith.reassembly.members import Parent, chains_of
-from netsmith.reassembly.names import Solver
 from netsmith.reassembly.partition import Partition
 from netsmith.reassembly.recipe import Recipe
 from netsmith.reassembly.search import Choice, SearchResult, k_best
@@ -189,7 +188,6 @@ def search(
     *,
     distinct_sets: bool = True,
     mix: bool = True,
-    solver: Solver = "exact",
 ) -> SearchResult:
     """The k assemblies of least cost within the budget (design, section 4.4).
 
@@ -210,7 +208,6 @@ def search(
         k,
         distinct_groups=distinct_sets,
         mix=mix,
-        solver=solver,
     )
 
 

@@ -1,4 +1,4 @@
-"""Names that a config may give: scores, metrics, styles of adapters, solvers. Without what they stand for."""
+"""Names that a config may give: scores, metrics and styles of adapters. Without what they stand for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Literal, get_args
 Style = Literal["identity", "linear", "conv3", "dery"]
 STYLES: tuple[str, ...] = ("auto", *get_args(Style))
 HeadMethod = Literal["auto", "keep", "ridge", "lda"]
-Solver = Literal["exact", "milp", "cpsat"]
 
 # what a user registers joins these
 METRICS = ["cka", "rbf_cka", "lr"]

@@ -17,7 +17,6 @@ from netsmith.reassembly.candidates import Candidate
 from netsmith.reassembly.facts import facts_of
 from netsmith.reassembly.finetuning import Trainable
 from netsmith.reassembly.members import Parent
-from netsmith.reassembly.names import Solver
 from netsmith.reassembly.partition import Partition
 from netsmith.reassembly.recipe import FitSpec, Recipe
 from netsmith.reassembly.search import SearchResult
@@ -79,7 +78,6 @@ def reassemble(
     candidates: int = 20,
     distinct_sets: bool = True,
     mix: bool = True,
-    solver: Solver = "exact",
     style: str = "auto",
     init: Init = "lstsq",
     fit: FitSpec | None = None,
@@ -117,7 +115,6 @@ def reassemble(
         candidates: how many of the cheapest assemblies are built and scored.
         distinct_sets: at most one block of each equivalence set.
         mix: blocks of two networks at least.
-        solver: of the search.
         style: of the adapters: `auto` (3x3 where that is cheap, 1x1 elsewhere), `linear`, `conv3` or `dery`.
         init: adapters fitted in closed form, or drawn at random.
         fit: settings of the closed-form fit.
@@ -142,7 +139,7 @@ def reassemble(
     run.study(k, eps, size, probe_images)
     table = run.compare(metric, biased, grid, probe_images)
     sets = run.divide(table, k, eps, size, restarts)
-    found = run.look_up(sets, candidates, fit_images, distinct_sets, mix, solver, style, latency_batch)
+    found = run.look_up(sets, candidates, fit_images, distinct_sets, mix, style, latency_batch)
     spec = fit or FitSpec()
     scored = run.rank(found, style, init, spec, fit_images, score, also, score_images, latency_batch)
     if ranked is not None:

@@ -19,10 +19,8 @@ from numpy.typing import NDArray
 
 from netsmith.errors import BudgetError, did_you_mean
 from netsmith.reassembly.blocks import Block
-from netsmith.reassembly.names import Solver
 from netsmith.search.branch_and_bound import Found, branch_and_bound
 from netsmith.search.infeasible import explain
-from netsmith.search.integer_program import integer_program
 from netsmith.search.space import Floats, Limit, Space, Steps, add_steps, finite_bounds, ids, into_steps, limit_value
 
 Number = int | float
@@ -65,7 +63,7 @@ class SearchResult:
     `optimal`: they are proven to be the k best. Otherwise the search met its limit, and `gap` says by how much, in
     units of the cost, an assembly that is not among them may be better than the last of them (infinite when fewer
     than k were found). `bound` is the proven lower bound on the cost of all others. `explored` counts the partial
-    assemblies (exact) or programs (solvers) it took.
+    assemblies it took.
     """
 
     assemblies: tuple[Assembly, ...]
@@ -86,7 +84,6 @@ def k_best(
     mix: bool = False,
     peaks: Sequence[str] = PEAKS,
     totals: Mapping[str, Sequence[str]] = TOTALS,
-    solver: Solver = "exact",
     most_explored: int = 100_000_000,
     seconds: Number | None = None,
 ) -> SearchResult:
@@ -102,33 +99,28 @@ def k_best(
         mix: blocks of at least two networks.
         peaks: names of resources that combine by their greatest value.
         totals: further quantities, each the sum of the resources named.
-        solver: "exact" (branch and bound), or an integer program by HiGHS ("milp", scipy) or CP-SAT ("cpsat", extra
-            `solver`), which find the same one by one.
-        most_explored: partial assemblies after which an exact search stops and reports its gap.
+        most_explored: partial assemblies after which the search stops and reports its gap.
         seconds: likewise in time (the result then depends on the machine).
 
     Returns:
-        Ties (costs that differ by no more than rounding) are in the order of the choices' indices; with the solvers
-        they are in the order found. A search that met its limit may return fewer than exist, or none, with `optimal`
-        False; only what is proven not to exist is an error.
+        Ties (costs that differ by no more than rounding) are in the order of the choices' indices. A search that met
+        its limit may return fewer than exist, or none, with `optimal` False; only what is proven not to exist is an
+        error.
 
     Raises:
         BudgetError: nothing fits; the message names the bounds that cannot be met and the nearest values that can.
     """
     if k < 1:
         raise BudgetError(f"expected k of at least 1, got {k}")
-    catalogue = _Catalogue(stages, pair_costs, pair_resources, peaks, totals)
+    catalogue = Catalogue(stages, pair_costs, pair_resources, peaks, totals)
     space = catalogue.space(budget, distinct=distinct_groups, mix=mix)
-    if solver == "exact":
-        found = branch_and_bound(space, k, most_explored=most_explored, seconds=seconds)
-    else:
-        found = integer_program(space, k, solver, seconds=seconds)
+    found = branch_and_bound(space, k, most_explored=most_explored, seconds=seconds)
     if not len(found.paths) and found.proven:
         raise BudgetError(explain(space, most_explored=most_explored))
     return catalogue.result(found, k)
 
 
-class _Catalogue:
+class Catalogue:
     """The stages as arrays, every resource and total by name."""
 
     def __init__(
@@ -177,6 +169,7 @@ class _Catalogue:
         )
 
     def space(self, budget: Mapping[str, Bounds], *, distinct: bool, mix: bool) -> Space:
+        """Return the assemblies as arrays, with the limits of a budget."""
         limits = []
         for name, bounds in budget.items():
             low, high = finite_bounds(*bounds)
@@ -194,6 +187,7 @@ class _Catalogue:
         )
 
     def result(self, found: Found, k: int) -> SearchResult:
+        """Return the paths found with their blocks, costs and resources."""
         names = [*self.sums, *self.peaks, *self.totals]
         values = {n: limit_value(self.quantity(n, -math.inf, math.inf), found.paths) for n in names}
         assemblies = tuple(

@@ -46,7 +46,6 @@ from netsmith.reassembly.members import (
     study,
     with_accuracy,
 )
-from netsmith.reassembly.names import Solver
 from netsmith.reassembly.partition import Partition, check_feasible, partition
 from netsmith.reassembly.recipe import FitSpec, Recipe
 from netsmith.reassembly.representation import Representations, represent
@@ -178,7 +177,6 @@ class Run:
         fit_images: int,
         distinct_sets: bool,
         mix: bool,
-        solver: Solver,
         style: str,
         batch: int,
     ) -> SearchResult:
@@ -194,16 +192,14 @@ class Run:
             # nothing of an infeasible budget depends on the stitch costs, which take longest: refuse it before them
             free = [np.zeros((len(a), len(b))) for a, b in itertools.pairwise(stages)]
             try:
-                search(options, free, adapters, self.budget, 1, distinct_sets=distinct_sets, mix=mix, solver=solver)
+                search(options, free, adapters, self.budget, 1, distinct_sets=distinct_sets, mix=mix)
             except BudgetError as error:
                 raise BudgetError(f"{error}{members_within(self.parents, self.budget)}") from error
         with self.steps.step("stitch costs"):
             costs = self._joint_costs(stages, self.probe(fit_images))
         with self.steps.step("search"):
             stitch = stitch_arrays(stages, costs)
-            found = search(
-                options, stitch, adapters, self.budget, count, distinct_sets=distinct_sets, mix=mix, solver=solver
-            )
+            found = search(options, stitch, adapters, self.budget, count, distinct_sets=distinct_sets, mix=mix)
         return found
 
     def _latencies(self, stages: Stages, sets: Partition, style: str, batch: int) -> Mapping[str, Any]:

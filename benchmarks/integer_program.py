@@ -18,6 +18,7 @@ from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from netsmith.errors import MissingDependencyError
+from netsmith.reassembly.search import PEAKS, TOTALS, Catalogue, SearchResult
 from netsmith.search.branch_and_bound import Found
 from netsmith.search.space import Floats, Ints, Space, Steps, summed
 
@@ -56,6 +57,16 @@ class _Rows:
         return sparse.csr_matrix(
             (np.concatenate(self.data), np.concatenate(self.column), ends), shape=(len(self.low), width)
         )
+
+
+def k_best_by(
+    solver: Literal["milp", "cpsat"], stages: Any, costs: Any, resources: Any, budget: Any, k: int, *, mix: bool,
+    seconds: Number | None,
+) -> SearchResult:  # fmt: skip
+    """`netsmith.k_best` by another solver, which may end before it has found anything."""
+    catalogue = Catalogue(stages, costs, resources, PEAKS, TOTALS)
+    space = catalogue.space(budget, distinct=True, mix=mix)
+    return catalogue.result(integer_program(space, k, solver, seconds=seconds), k)
 
 
 def integer_program(space: Space, k: int, solver: Literal["milp", "cpsat"], *, seconds: Number | None = None) -> Found:
