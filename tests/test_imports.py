@@ -13,7 +13,6 @@ ROOT = Path(__file__).parent.parent / "src" / "netsmith"
 # The rooms from the ground up: each may import from the floors below its own, and from itself.
 FLOORS: tuple[set[str], ...] = (
     {"errors", "formats", "limits", "models", "presets"},
-    {"json_text"},
     {"files", "records"},
     {"trace", "closed_form"},
     {"artifacts", "distributed", "search", "widths"},

@@ -12,32 +12,11 @@ GIB = 2**30
 
 # --- files that are read ----------------------------------------------------------------------------------------------
 
-JSON_BYTES = 64 * MIB
-"""Bytes of one JSON file; a report on twenty networks of a hundred cuts has 40 MB."""
-
-MANIFEST_BYTES = 16 * MIB
-"""Bytes of one manifest or recipe; that of a ResNet50 that morphs has 0.4 MB."""
-
-MANIFEST_VALUES = 1_000_000
-"""Values in one manifest or recipe."""
-
-JSON_VALUES = 6_000_000
-"""Values in one JSON text, counted by its commas and brackets."""
-
-JSON_DEPTH = 64
-"""Levels of lists and objects in one JSON text."""
-
 INTEGER = 2**63 - 1
 """Highest whole number that is read: what a tensor's index can hold."""
 
 NAME = 200
 """Characters in the name of a file that a manifest lists; file systems allow 255."""
-
-HEADER_BYTES = 16 * MIB
-"""Bytes of the header of a safetensors file; a network of a thousand tensors has 0.1 MB."""
-
-TENSORS = 200_000
-"""Tensors in one file."""
 
 DIMENSIONS = 16
 """Dimensions of one tensor."""

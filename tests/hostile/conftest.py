@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "benchmarks"))
-
 
 @pytest.fixture(scope="session")
 def specimens(tmp_path_factory: pytest.TempPathFactory):
-    """One small, sound input of everything that is read (`benchmarks/fuzz_specimens.py`)."""
-    from fuzz_specimens import make_specimens
+    """One small, sound input of everything that is read (`specimens.py`)."""
+    from specimens import make_specimens
 
     return make_specimens(tmp_path_factory.mktemp("specimens"))
 

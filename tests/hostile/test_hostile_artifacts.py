@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from attacks import LIMIT_MB, memory_of, refused, resign, safetensors_bytes, tree
+from attacks import refused, resign, safetensors_bytes, tree
 
 import netsmith
 from netsmith.artifacts import consent
@@ -132,20 +132,13 @@ def test_headers_that_lie_behind_a_right_hash_are_refused(copied):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("[" * 100_000, "nested"),
-        ('{"a":' * 100_000, "nested"),
-        ("[" * 500 + "]" * 500, "nested more than 64 levels"),
-        ('{"schema": 1, "kind": "network", "schema": 1}', "the key 'schema' is there twice"),
-        ('{"schema": NaN}', "NaN is no JSON number"),
-        ('{"schema": 1e999}', "beyond what a float holds"),
-        ('{"schema": ' + "9" * 10_000 + "}", r"\(10000 digits\) does not fit into 64 bits"),
-        ('{"schema": "\\ud800"}', "no Unicode"),
+        ("[" * 100_000, "cannot be read"),
+        ('{"schema": ' + "9" * 10_000 + "}", "cannot be read"),
+        ("nonsense", "cannot be read"),
+        ('{"schema": 1e999}', "is no manifest"),
         ("[]", "is no manifest"),
         ('{"schema": true, "kind": "network"}', "is no manifest"),
         ('{"schema": 1, "kind": ["network"]}', "is no manifest"),
-        ("\ufeff{}", "cannot be read"),
-        ("{" + ",".join(f'"{i}":[]' for i in range(600_000)) + "}", "holds up to"),
-        (" " * (17 << 20), "expected at most 16777216"),
     ],
     ids=lambda v: str(v)[:25],
 )
@@ -265,36 +258,6 @@ def test_a_recipe_that_is_made_of_itself_is_refused(copied):
     resign(folder, lambda r: put(r, "recipe.networks.0.source", str(folder)))
     with pytest.raises(RecipeError, match="expected an architecture"):
         netsmith.load(folder)
-
-
-@pytest.mark.slow
-def test_no_manifest_takes_more_memory_than_is_promised(specimens):
-    rose, out = memory_of(
-        f"""
-        import json, os, shutil, sys, tempfile, warnings
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from pathlib import Path
-        from attacks import resign
-        from test_hostile_artifacts import OWN, put, widest
-        import netsmith
-        from netsmith.errors import NetsmithError
-        warnings.simplefilter('ignore')
-        os.environ['NETSMITH_MEMORY'] = '16'
-        work = Path(tempfile.mkdtemp())
-        for kind, folder in {[(k, str(v)) for k, v in specimens.artifacts.items()]!r}:
-            for i, case in enumerate(OWN.get(kind, [])):
-                spoilt = Path(shutil.copytree(folder, work / f'{{kind}}{{i}}'))
-                resign(spoilt, lambda r: put(r, *case))
-                try:
-                    netsmith.load(spoilt)
-                    print('loaded', kind, case)
-                except NetsmithError:
-                    pass
-        shutil.rmtree(work)
-        """
-    )
-    assert "loaded" not in out, out
-    assert rose < LIMIT_MB, f"{rose} MB"
 
 
 # --- code -------------------------------------------------------------------------------------------------------------

@@ -98,10 +98,7 @@ def test_names_of_classes_and_networks_are_escaped_in_drawings(specimens, tmp_pa
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("[" * 100_000, "nested"),
-        ('{"kind": "morph", "kind": "morph"}', "there twice"),
-        ('{"kind": ' + "9" * 10_000 + "}", "64 bits"),
-        ('{"kind": "\\ud800"}', "no Unicode"),
+        ("[" * 100_000, "cannot be read"),
         ("{}", "a report is drawn for kind"),
         ("[]", "a report is drawn for kind"),
         ('{"kind": "morph"', "is no JSON"),

@@ -114,11 +114,11 @@ def test_truncated_files(net, tmp_path, keep, name):
     ("name", "content", "message"),
     [
         ("w.pth", b"", "is empty"),
-        ("w.safetensors", b"<!DOCTYPE html><html>", "is a web page, not weights"),
-        ("w.pth", b"\n <html><body>404", "is a web page, not weights"),
+        ("w.safetensors", b"<!DOCTYPE html><html>", "is a web page or a Git LFS pointer, not the weights"),
+        ("w.pth", b"\n <html><body>404", "is a web page or a Git LFS pointer, not the weights"),
         ("w.safetensors", b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer.*git lfs pull"),
         ("w.npz", b"PK", r"ends in '\.npz', expected a weights file: one of \.safetensors, \.pt"),
-        ("w.safetensors", b"PK\x03\x04" + b"x" * 100, r"PyTorch's own format: rename it to \.pth"),
+        ("w.safetensors", b"PK\x03\x04" + b"x" * 100, r"PyTorch's own ends in \.pth"),
         ("w.pth", b"hello" * 50, "cannot be read as a PyTorch checkpoint"),
     ],
 )

@@ -39,8 +39,6 @@ from netsmith.files.output import (
     write_text,
 )
 from netsmith.files.paths import portable
-from netsmith.files.safetensors_header import check_header
-from netsmith.json_text import read_json
 from netsmith.records.architecture import note
 
 __all__ = [
@@ -290,8 +288,8 @@ def read_manifest(folder: Path | str, kind: str | None = None) -> dict[str, Any]
         raise ArtifactError(_no_artifact(folder))
     check_inside(folder, MANIFEST)
     try:
-        record = read_json(folder / MANIFEST, most_bytes=limits.MANIFEST_BYTES, most_values=limits.MANIFEST_VALUES)
-    except (OSError, ValueError) as error:
+        record = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{folder / MANIFEST} cannot be read ({error}): it is damaged. {AGAIN}") from error
     if not isinstance(record, dict) or type(record.get("schema")) is not int or not isinstance(record.get("kind"), str):
         raise ArtifactError(f"{folder / MANIFEST} is no manifest of an artifact: 'schema' or 'kind' is missing.")
@@ -347,7 +345,6 @@ def read_tensors(folder: Path | str, file: str = "weights.safetensors") -> dict[
     if hashlib.sha256(data).hexdigest() != files[file]["sha256"]:
         raise ArtifactError(f"{folder / file} was altered after it was written: its hash differs. {AGAIN}")
     try:
-        check_header(data, len(data))
         return tensors_from_bytes(data)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise ArtifactError(f"{folder / file} is no safetensors file ({error}). {AGAIN}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from netsmith.data.registry import DataOptions, Parts, check_splittable, data_so
 from netsmith.errors import DataError
 from netsmith.files.cache import digest
 from netsmith.files.paths import as_path, is_text
-from netsmith.json_text import parse_json
 
 IMAGE_ENDINGS = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"])
 """How the names of image files end."""
@@ -334,7 +334,7 @@ def _labels(table: pa.Table, columns: Columns, where: str) -> Tensor:
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     """The features that Hugging Face's `datasets` writes into a schema; empty when it did not write this one."""
     try:
-        info = parse_json((schema.metadata or {})[b"huggingface"])
+        info = json.loads((schema.metadata or {})[b"huggingface"])
         features = info["info"]["features"]
         return {name: value for name, value in features.items() if isinstance(value, dict)}
     except (KeyError, TypeError, AttributeError, ValueError):

@@ -9,13 +9,11 @@ from statistics import median
 
 import torch
 
-from netsmith import limits
 from netsmith.data.decoding import Encoded, border_shares, check_same_sizes, decode_masks, decode_set, highest_class
 from netsmith.data.files import IMAGE_ENDINGS, image_files, stamp_of, subfolders
 from netsmith.data.masks import MaskedImages
 from netsmith.data.registry import DataOptions, Parts, data_source, existing_path, part_of
 from netsmith.errors import DataError
-from netsmith.json_text import read_bounded
 
 _IMAGES, _MASKS, _NAMES = "images", "masks", "classes.txt"
 _LAYOUT = f"one folder '{_IMAGES}' and one folder '{_MASKS}' with files of the same names were expected"
@@ -119,7 +117,7 @@ def _by_name(folder: Path) -> dict[str, Path]:
 def _class_names(path: Path, pairs: Mapping[str, Pairs], ignore: int | None) -> tuple[str, ...]:
     if (path / _NAMES).is_file():
         try:
-            lines = read_bounded(path / _NAMES, limits.MANIFEST_BYTES).decode("utf-8").splitlines()
+            lines = (path / _NAMES).read_text("utf-8").splitlines()
         except (OSError, ValueError) as error:
             raise DataError(f"'{path / _NAMES}' cannot be read as names, one a line: {error}") from error
         names = tuple(line.strip() for line in lines if line.strip())

@@ -37,11 +37,10 @@ def check_weights_file(path: Path) -> None:
             f"{path} has {limits.amount(size)}, more than the memory of this machine ({limits.amount(most)}). If that "
             "is wrong, set NETSMITH_MEMORY to its GiB."
         )
-    head = start.lstrip().lower()
-    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise WeightsError(f"{path} is a web page, not weights: the download went wrong. Download it again.")
-    if head.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path} is a Git LFS pointer, not the weights themselves. Fetch them with: git lfs pull")
+    if start.lstrip().lower().startswith((b"<", b"version https://git-lfs")):
+        raise WeightsError(
+            f"{path} is a web page or a Git LFS pointer, not the weights: download it again (git lfs pull)."
+        )
 
 
 def _beside(path: Path) -> str:

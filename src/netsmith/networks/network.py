@@ -87,9 +87,9 @@ class Network:
     def identity(self) -> str:
         """Digest of all that decides what it computes now: what is kept of its results is kept under this.
 
-        Weights and buffers, the numbers and the code of its modules (`netsmith.networks.structure`), the file of a
-        `py:` source, options, preprocessing with input size, classes and task. The same in every process and on every
-        machine, wherever its files lie, and under any name. It is computed anew at each call: ask before it runs.
+        Weights and buffers, its layers as they print themselves, the file of a `py:` source, options, preprocessing
+        with input size, classes and task. The same in every process and on every machine, wherever its files lie, and
+        under any name. It is computed anew at each call: ask before it runs.
         """
         return digest(
             "network", self.model.state_dict(), structure(self.model, dict(self.options)), self.code,

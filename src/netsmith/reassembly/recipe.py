@@ -16,7 +16,6 @@ from pydantic import TypeAdapter, ValidationError
 from netsmith import limits
 from netsmith.closed_form.ridge import RIDGES
 from netsmith.errors import RecipeError, did_you_mean
-from netsmith.json_text import parse_json
 from netsmith.reassembly.adapters import AdapterSpec
 from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.names import HeadMethod
@@ -222,7 +221,7 @@ class Recipe:
                 or has values of the wrong kind. Each fault is named with its place.
         """
         try:
-            raw = parse_json(text, most_values=limits.MANIFEST_VALUES)
+            raw = json.loads(text)
         except ValueError as error:
             raise RecipeError(f"expected a recipe in JSON, but the text cannot be read: {error}") from error
         if not isinstance(raw, dict):

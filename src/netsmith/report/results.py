@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from netsmith import json_text, limits
 from netsmith.errors import ArtifactError
 
 SCHEMA = 1
@@ -243,7 +242,7 @@ RecordT = TypeVar("RecordT", bound=Record)
 def read_json(path: Path) -> Any:
     """The JSON in `path`; ArtifactError when it is missing, unreadable or no JSON."""
     try:
-        return json_text.read_json(path, finite=False)
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ArtifactError(
             f"{path.parent} holds no {path.name}, so it is no finished output folder of `netsmith reassemble` or "
@@ -254,7 +253,7 @@ def read_json(path: Path) -> Any:
             f"{path} is no JSON (line {error.lineno}, column {error.colno}: {error.msg}): truncated or edited? "
             "Run the command that wrote it again; finished steps come from its cache."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} cannot be read: {error}.") from error
 
 
@@ -344,7 +343,7 @@ def surroundings(folder: Path) -> tuple[str | None, dict[str, Any]]:
     manifest = folder / "artifact" / "manifest.json"
     found = read_json(manifest) if manifest.is_file() else {}
     try:
-        text = json_text.read_bounded(config, limits.MANIFEST_BYTES).decode("utf-8") if config.is_file() else None
+        text = config.read_text("utf-8") if config.is_file() else None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{config} cannot be read: {error}.") from error
     return text, found if isinstance(found, dict) else {}

@@ -1,4 +1,4 @@
-"""What fuzzing begins with: one small, sound specimen of everything that Netsmith reads."""
+"""One small, sound specimen of everything that Netsmith reads."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def _picture(seed: int, kind: str) -> bytes:
 
 def _reports() -> dict[str, tuple[Any, Any]]:
     """Summary and details of a reassembly and of a morph: those that the tests of the report draw."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "report"))
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "report"))
     from morph_samples import classification
     from samples import sample
 
