@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from launching import MORPH, REASSEMBLE, netsmith
+from launching import MORPH, REASSEMBLE, command, environment, netsmith
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -91,3 +92,18 @@ def test_a_mistake_is_said_once(tmp_path):
     assert done.returncode != 0
     assert done.stderr.count("netsmith: ") == 1, done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_two_runs_share_a_cache_but_not_a_folder(tmp_path):
+    (tmp_path / "zoo.yaml").write_text(REASSEMBLE.replace("BATCH", "64").replace("finalists: 2", "finalists: 1"))
+    words = ["reassemble", tmp_path / "zoo.yaml", "--cache", tmp_path / "cache", "--quiet", "--out"]
+    pipes = {"env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen(command(*words, tmp_path / name), **pipes) for name in ("a", "b")]
+    for process in running:
+        _, errors = process.communicate(timeout=250)
+        assert process.returncode == 0, errors
+    alone = netsmith("reassemble", tmp_path / "zoo.yaml", "--out", tmp_path / "alone", "--quiet")
+    assert alone.returncode == 0, alone.stderr
+    for name in ("a", "b"):
+        assert (tmp_path / name / "recipe.json").read_bytes() == (tmp_path / "alone/recipe.json").read_bytes()
+    assert not [p for p in (tmp_path / "cache").iterdir() if p.name.startswith(".")]

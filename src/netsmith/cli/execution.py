@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from netsmith.cli.estimates import built, sketch
 from netsmith.config import ReassembleConfig
 from netsmith.data.splits import Splits, open_data
 from netsmith.distributed import processes
 from netsmith.files.cache import Cache
 from netsmith.networks.zoo import describe_source, load_zoo
-from netsmith.reassembly.candidates import Candidate
 from netsmith.reassembly.pipeline import Reassembled, reassemble
 from netsmith.reassembly.recipe import FitSpec
 from netsmith.reassembly.saving import write_results
@@ -26,30 +24,7 @@ from netsmith.search.infeasible import check_reach
 from netsmith.trace.chain import dissect
 from netsmith.training.engine import Progress, TrainSettings
 
-from .forecast import forecast_reassembly
-
-
-class _Ranked(Exception):
-    """All candidates are scored."""
-
-    def __init__(self, candidates: list[Candidate]) -> None:
-        self.count = len(candidates)
-
-
-def contribute(config: ReassembleConfig, *, cache: Path, device: str, progress: Progress | None = None) -> int:
-    """Take part in the shared work of a run with this config and cache, and write nothing else; how many candidates.
-
-    It returns when all of them are scored, by whichever process.
-    """
-
-    def done(candidates: list[Candidate]) -> None:
-        raise _Ranked(candidates)
-
-    try:
-        _reassemble(config, cache=cache, checkpoints=None, device=device, progress=progress, ranked=done)
-    except _Ranked as ranked:
-        return ranked.count
-    raise AssertionError("unreachable")
+from .forecast import Sketch, built, forecast_reassembly, sketches
 
 
 def execute(
@@ -71,7 +46,6 @@ def _reassemble(
     checkpoints: Path | None,
     device: str,
     progress: Progress | None,
-    ranked: Callable[[list[Candidate]], None] | None = None,
 ) -> Reassembled:
     splits = open_config_data(config)
     networks = load_zoo(config.zoo, pretrained=config.pretrained, seed=config.seed)
@@ -106,19 +80,17 @@ def _reassemble(
         cache=Cache(cache),
         checkpoints=checkpoints,
         progress=progress,
-        ranked=ranked,
     )
 
 
-def plan(config: ReassembleConfig, *, device: str = "cpu", progress: Progress | None = None) -> list[str]:
-    """What a config would do, download and cost, without network: one text a line.
-
-    Nothing is written. For the estimate one network is run for a moment with random weights.
+def plan(config: ReassembleConfig, *, progress: Progress | None = None) -> list[str]:
+    """Return what a config would do, download and cost, one text a line. Nothing is fetched or written.
 
     Raises:
         BudgetError: the budget is below whatever can be assembled.
     """
-    check_budget(config)
+    counts = sketches(config.zoo, progress)
+    check_budget(config, counts)
     infos = []
     for i, entry in enumerate(config.zoo):
         infos.append(describe_source(entry, pretrained=config.pretrained))
@@ -135,19 +107,18 @@ def plan(config: ReassembleConfig, *, device: str = "cpu", progress: Progress | 
         lines.append(f"  {info.name:<32} {params:>8} params  {fetch:<22} {licence}")
     lines.append(f"to download: {download / 1e9:.2f} GB in all" if download else "to download: nothing")
     lines += [f"data: {config.data.source}", f"budget: {config.budget}"]
-    lines += [*_steps(config), *forecast_reassembly(config, device, progress)]
+    lines += [*_steps(config), *forecast_reassembly(config, counts)]
     bound = [info.name for info in infos if info.commercial is False]
     if bound:
         lines.append(f"licences: a network with a block of {', '.join(bound)} may not be used commercially")
     return lines
 
 
-def check_budget(config: ReassembleConfig) -> None:
+def check_budget(config: ReassembleConfig, sketches: Sequence[Sketch | None]) -> None:
     """Raise BudgetError for a budget below whatever can be assembled of the zoo, found out with random weights.
 
     The networks are dissected only where none of them keeps a maximum. A zoo with code of the user's is not looked at.
     """
-    sketches = [sketch(entry) for entry in config.zoo]
     counts = [{"params": s.params, "macs": s.macs} for s in sketches if s is not None]
     bounds = [(name, bound.max) for name, bound in config.budget.bounds().items() if name in ("params", "macs")]
     if len(counts) < len(sketches) or all(

@@ -1,178 +1,117 @@
-"""What a run would take, for `--plan`: time from a short measurement, memory, disk. Rough, and said to be."""
+"""Count what a run would work on, for `--plan`: multiply-adds, parameters, images, disk. Nothing is run or fetched."""
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
-from netsmith import limits
-from netsmith.cli.estimates import (
-    Rate,
-    Sketch,
-    image_counts,
-    in_digits,
-    in_words,
-    measured,
-    product_rate,
-    size_in_words,
-    sketch,
-)
+import torch
+
 from netsmith.config import DataSection, MorphConfig, ReassembleConfig
-from netsmith.config.sections import Machine
-from netsmith.morphing.inr import INR
-from netsmith.morphing.pipeline import WARM_START
+from netsmith.data.named import describe_data
+from netsmith.data.splits import open_data
+from netsmith.errors import NetsmithError
+from netsmith.limits import amount
+from netsmith.networks.network import Network, load_source, parse_source
 from netsmith.networks.zoo import ZooEntry
-from netsmith.search.budget import Bound
-from netsmith.training.engine import Progress, TrainSettings
+from netsmith.search.budget import format_count
+from netsmith.trace.cost import count_macs, count_params
+from netsmith.training.engine import Progress
 
 _CUTS = 16  # of a network, as a rule: between 8 (ResNet-18) and 24 (large transformers)
-_OVERHEAD = 0.5  # seconds for building and fitting one candidate, images apart
-_FITTED_PASSES = 4  # of the stitching images through a candidate: adapters one after another, the head, a check
-_REPAIRED, _REPAIR_IMAGES = 25, 2048  # networks whose statistics a grid measures, on so many images
-_CHECKPOINTS = 14  # of the keyframes, together: copies of the network (weights, their average, momentum, the best)
-_KERNEL = 9  # numbers that an `inr` gives at once, of most of a convolutional network's
-_WIDEST = 1024  # product that is measured: wider ones are as fast
-_BEGINS = "estimate"
+_CHECKPOINTS = 14  # copies of the network that the keyframes' checkpoints hold: weights, average, momentum, the best
 
 
-def forecast_reassembly(config: ReassembleConfig, device: str, progress: Progress | None = None) -> list[str]:
-    """Time by step, memory and disk of a reassembly, one text a line; says what could not be known."""
-    sketches = _sketches(config.zoo, progress)
-    rate = measured(config.zoo, sketches, device, **_manner(config, config.finetune))
-    counts = _counts(config.data)
-    if rate is None or counts is None:
-        return [_unknown(rate, config.data.source)]
-    train, validation, test = counts
-    macs = sum(s.macs for s in sketches)
-    chosen = _expected([s.macs for s in sketches], config.budget.macs)
-    params = _expected([s.params for s in sketches], config.budget.params)
-    fit, scored = min(config.stitch.images, train), min(config.score.images, validation)
-    images = config.search.candidates * (_FITTED_PASSES * fit + scored)
-    seconds = {
-        "accuracy of the zoo": (validation + test) * macs / rate.forward,
-        "representations": min(config.probe.images, train) * macs / rate.forward,
-        "stitch costs": 2 * fit * macs / rate.forward,
-        "scoring": images * chosen / rate.forward + config.search.candidates * _OVERHEAD,
-    }
-    tune = config.finetune
-    if tune is not None:
-        epochs = config.score.finalists * tune.epochs
-        seconds["fine-tuning"] = epochs * (train / rate.training + validation / rate.forward) * chosen
-    grams = len(sketches) * _CUTS * 4 * config.probe.images**2
-    weights = 4 * sum(s.params for s in sketches)
-    batch = 0 if tune is None else tune.batch_size
-    memory = weights + grams + 20 * params + batch * chosen * rate.saved_per_mac
-    disk = grams + 4 * params * (1 + 4 * (config.score.finalists if tune is not None else 0))
-    return _lines(rate, seconds, memory, disk, len(sketches) < len(config.zoo))
+@dataclass(frozen=True)
+class Sketch:
+    """A network's counts without its weights: MACs of one image, and parameters."""
+
+    macs: int
+    params: int
 
 
-def forecast_morph(config: MorphConfig, device: str, progress: Progress | None = None) -> list[str]:
-    """Time by step, memory and disk of a morphing, one text a line; says what could not be known."""
-    sketches = _sketches([config.network], progress)
-    rate = measured([config.network], sketches, device, **_manner(config, config.training))
-    counts = _counts(config.data)
-    if rate is None or counts is None:
-        return [_unknown(rate, config.data.source)]
-    train, validation, test = counts
-    network, tune = sketches[0], config.training
-    grid = tune is not None and config.generator.kind == "grid"
-    mean = _mean_macs(config)
-    seconds = {"ordering": 2 * min(config.order.images, train) * network.macs / rate.forward}
-    read = 0.0
-    if config.generator.kind == INR.kind:
-        read = _read(config, network, device)
-        seconds["warm start"] = _whole(config, "warm_start", WARM_START) * read * (1 + mean**2) / 2
-    if tune is not None:
-        apart = config.fitting.apart if grid else 0.0  # of the epochs, in which a step is one keyframe's
-        step = (apart + (1 - apart) * config.fitting.per_step) * train * mean / rate.training
-        judged = 3 * validation * mean / rate.forward
-        taught = min(config.fitting.views, tune.epochs) * train / tune.epochs / rate.forward
-        seconds["fitting"] = tune.epochs * (step + judged + taught) * network.macs
-        seconds["fitting"] += tune.epochs * (train / tune.batch_size) * config.fitting.per_step * read * mean**2
-        if grid:
-            seconds["repair"] = _REPAIRED * min(_REPAIR_IMAGES, train) * mean * network.macs / rate.forward
-    measures = sum(min(r, 1.0) for r in config.ratios) + 2
-    seconds["measuring"] = measures * (validation + test) * network.macs / rate.forward
-    batch = 0 if tune is None else tune.batch_size * config.fitting.per_step
-    kept = config.fitting.cache_mb * 2**20 if tune is not None else 0
-    memory = 4 * network.params * 8 + batch * network.macs * rate.saved_per_mac + kept
-    disk = 4 * network.params * 2 * 4
-    if grid:
-        disk += 4 * network.params * _CHECKPOINTS
-    return _lines(rate, seconds, memory, disk, False)
+def sketch(entry: ZooEntry) -> Sketch | None:
+    """Return the counts of a source, built without weights; None where building it would run a user's own code.
+
+    Raises:
+        SourceError: nothing of that name, or it cannot be built.
+    """
+    if parse_source(entry.source).scheme == "py":
+        return None
+    try:
+        with torch.device("meta"):
+            network = built(entry)
+        macs = count_macs(network.model, network.preprocess.input_size)
+    except (RuntimeError, NotImplementedError, NetsmithError):  # an initialiser that needs real numbers
+        network = built(entry)
+        macs = count_macs(network.model, network.preprocess.input_size)
+    return Sketch(macs, count_params(network.model))
 
 
-def _expected(counts: Sequence[int], bound: Bound | None) -> float:
-    """What the chosen network will have: as much as its bound allows, yet no more than the largest of the zoo."""
-    if bound is None or bound.max is None:
-        return sum(counts) / len(counts)
-    return min(float(bound.max), float(max(counts)))
-
-
-def _manner(config: Machine, tune: TrainSettings | None) -> dict[str, Any]:
-    if tune is None:
-        return {}
-    return {"precision": config.filled(tune, "precision").precision, "channels_last": tune.channels_last}
-
-
-def _read(config: MorphConfig, network: Sketch, device: str) -> float:
-    """Seconds in which an `inr` gives all weights at full width once, and learns from that."""
-    usual = inspect.signature(INR).parameters
-    layers, hidden = (_whole(config, name, usual[name].default) for name in ("layers", "hidden"))
-    return network.params / _KERNEL * layers * hidden**2 / product_rate(max(1, min(hidden, _WIDEST)), device)
-
-
-def _whole(config: MorphConfig, name: str, default: int) -> int:
-    """A number of the generator's settings; what is none is refused later."""
-    found = config.generator.settings.get(name, default)
-    return found if type(found) is int and 0 <= found <= limits.INTEGER else default
-
-
-def _mean_macs(config: MorphConfig) -> float:
-    """Of the drawn widths, over those of the base network: inner widths cost in proportion."""
-    low, high = (float(w) if w <= 4 else 1.0 for w in config.space.widths)
-    return (low + high) / 2
-
-
-def _sketches(entries: Sequence[ZooEntry], progress: Progress | None) -> list[Sketch]:
-    found = []
-    for i, entry in enumerate(entries):
-        if progress is not None:
-            progress("counting MACs", i, len(entries), entry.called())
-        one = sketch(entry)
-        if one is not None:
-            found.append(one)
-    if progress is not None:
-        progress("counting MACs", len(entries), len(entries))
-    return found
-
-
-def _counts(data: DataSection) -> tuple[int, int, int] | None:
-    return image_counts(data.source, seed=data.seed, validation_fraction=data.validation_fraction, size=data.size)
-
-
-def _unknown(rate: Rate | None, source: str) -> str:
-    if rate is None:
-        return f"{_BEGINS}: none, since counting a network of the user's own would run its code"
-    return (
-        f"{_BEGINS}: none before {source} is on this machine; with {rate.name}, {rate.device} does "
-        f"{_giga(rate.forward)} MACs a second, {_giga(rate.training)} while training"
+def built(entry: ZooEntry) -> Network:
+    """Return the network of an entry with random weights; those of a local artifact are read."""
+    parsed = parse_source(entry.source)
+    artifact = parsed.scheme == "artifact"
+    return load_source(
+        entry.source if artifact else f"{parsed.scheme}:{parsed.name}",
+        name=entry.called(),
+        pretrained=artifact,
+        num_classes=entry.num_classes,
+        input_size=entry.input_size,
+        options=dict(entry.options),
     )
 
 
-def _giga(count: float) -> str:
-    return f"{in_digits(count / 1e9, 3)} G"
+def forecast_reassembly(config: ReassembleConfig, sketches: Sequence[Sketch | None]) -> list[str]:
+    """Return the counts of a reassembly, one text a line: MACs of the zoo, images, disk."""
+    counts = [s for s in sketches if s is not None]
+    grams = len(config.zoo) * _CUTS * 4 * config.probe.images**2
+    params = max((s.params for s in counts), default=0)
+    disk = grams + 4 * params * (1 + 4 * (config.score.finalists if config.finetune is not None else 0))
+    return [*_macs(counts, len(config.zoo)), _images(config.data), _disk(disk)]
 
 
-def _lines(rate: Rate, seconds: dict[str, float], memory: int | float, disk: int | float, partly: bool) -> list[str]:
-    parts = ", ".join(f"{name} {in_words(value)}" for name, value in seconds.items())
-    lines = [
-        f"{_BEGINS}, within a factor of about two, for one process on {rate.device} as it is now "
-        f"({_giga(rate.forward)} MACs a second with {rate.name}, {_giga(rate.training)} while training):",
-        f"  time: about {in_words(math.fsum(seconds.values()))} ({parts})",
-        f"  memory: about {size_in_words(memory)} beside the images and the libraries",
-        f"  disk: about {size_in_words(disk)} in the output folder",
-    ]
-    return [*lines, "  without the networks of the user's own, whose code a plan does not run"] if partly else lines
+def forecast_morph(config: MorphConfig) -> list[str]:
+    """Return the counts of a morphing, one text a line: MACs of the network, images, disk."""
+    one = sketch(config.network)
+    keyframes = config.training is not None and config.generator.kind == "grid"
+    lines = [*_macs([] if one is None else [one], 1), _images(config.data)]
+    if one is not None:
+        lines.append(_disk(4 * one.params * (8 + (_CHECKPOINTS if keyframes else 0))))
+    return lines
+
+
+def sketches(entries: Sequence[ZooEntry], progress: Progress | None = None) -> list[Sketch | None]:
+    """Return `sketch` of every network of a zoo."""
+    counts = []
+    for i, entry in enumerate(entries):
+        if progress is not None:
+            progress("counting MACs", i + 1, len(entries), entry.called())
+        counts.append(sketch(entry))
+    return counts
+
+
+def _macs(counts: Sequence[Sketch], networks: int) -> list[str]:
+    missing = networks - len(counts)
+    lines = [f"MACs: {format_count(sum(s.macs for s in counts))} an image in all"] if counts else []
+    return [*lines, *(["not counted: networks of your own, whose code a plan does not run"] if missing else [])]
+
+
+def _disk(size: int) -> str:
+    return f"disk: about {amount(size)} in the output folder"
+
+
+def _images(data: DataSection) -> str:
+    try:
+        if not describe_data(data.source).present:
+            return f"images: not known before {data.source} is on this machine"
+        splits = open_data(
+            data.source,
+            seed=data.seed,
+            validation_fraction=data.validation_fraction,
+            size=data.size,
+            ignore=data.ignore,
+        )
+    except NetsmithError as error:
+        return f"images: none can be read yet ({error})"
+    return f"images: {len(splits.train):,} train, {len(splits.validation):,} validation, {len(splits.test):,} test"

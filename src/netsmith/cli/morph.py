@@ -60,9 +60,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     from .running import long_work
 
     if arguments.plan:
-        with session.console.progress() as bars:
-            lines = plan(config, device=str(device_of(config.device)), progress=bars)
-        for line in lines:
+        for line in plan(config):
             session.console.result(line)
         return 0
     device = device_of(config.device)

@@ -118,11 +118,8 @@ def training(config: MorphConfig) -> TrainSettings | None:
     return None if config.training is None else config.filled(config.training, "seed", "precision")
 
 
-def plan(config: MorphConfig, *, device: str = "cpu", progress: Progress | None = None) -> list[str]:
-    """What a config would do, download and cost, without network: one text a line.
-
-    Nothing is written. For the estimate the network is run for a moment with random weights.
-    """
+def plan(config: MorphConfig) -> list[str]:
+    """Return what a config would do, download and cost, one text a line. Nothing is fetched or written."""
     info = describe_source(config.network, pretrained=config.pretrained)
     fetch = f"{info.download_bytes / 1e6:.0f} MB to download" if info.download_bytes else "nothing to download"
     params = "?" if info.params is None else format_count(info.params)
@@ -148,7 +145,7 @@ def plan(config: MorphConfig, *, device: str = "cpu", progress: Progress | None 
         f"data: {config.data.source}",
         "steps:",
         *(f"  {i}. {step}" for i, step in enumerate(steps, start=1)),
-        *forecast_morph(config, device, progress),
+        *forecast_morph(config),
     ]
 
 

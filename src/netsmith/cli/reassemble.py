@@ -10,13 +10,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import jobs
 from .options import add_common, add_output, add_overrides, add_size, size_override
 from .parser import UsageError
 from .session import Session
 
 if TYPE_CHECKING:
-    from netsmith.config import ReassembleConfig
     from netsmith.records.reassembly import Summary
 
 SUMMARY = "a zoo to one fine-tuned network under a budget"
@@ -24,8 +22,8 @@ EXAMPLES = (
     ("netsmith reassemble cifar10.yaml --out runs/cifar10", "the whole way, report included"),
     ("netsmith reassemble dery_10m --set data=folder:imagenet --plan", "what it would do, download and cost"),
     (
-        "netsmith reassemble cifar10.yaml --out runs/cifar10 --jobs 8 --slurm partition=gpu",
-        "eight jobs of a cluster help",
+        "torchrun --nproc_per_node 8 -m netsmith reassemble cifar10.yaml --out runs/cifar10",
+        "eight processes share the work",
     ),
     (
         "netsmith reassemble cifar10.yaml --out runs/small --set budget.params.max=0.4M --set partition.k=3",
@@ -49,9 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output(
         parser,
         required=False,
-        what="folder for the artifact, summary.json and report.html; needed unless --plan or --worker",
+        what="folder for the artifact, summary.json and report.html; needed unless --plan",
     )
-    jobs.add_arguments(parser)
     add_size(parser)
     add_overrides(parser, "budget.params.max=0.4M")
     add_common(parser)
@@ -63,7 +60,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
 
     from .configs import config_path
 
-    if not (arguments.out or arguments.plan or arguments.worker):
+    if not (arguments.out or arguments.plan):
         raise UsageError("--out DIR is missing: where should the results go? (--plan alone needs none.)")
     overrides = [*arguments.overrides, *size_override(arguments.size)]
     overrides += [] if arguments.seed is None else [f"seed={arguments.seed}"]
@@ -78,54 +75,23 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
 
     if arguments.plan:
         with session.console.progress() as bars:
-            lines = plan(config, device=str(device_of(config.device)), progress=bars)
+            lines = plan(config, progress=bars)
         for line in lines:
             session.console.result(line)
         return 0
-    if arguments.worker:
-        return work(arguments, config, session)
     device = device_of(config.device)
     text = dump_config(config, arguments.out)
     check_folder(arguments.out, arguments.overwrite, text)
     with long_work(session, str(device)):
         open_folder(arguments.out, arguments.overwrite, session, text)
         cache = arguments.cache or arguments.out / "cache"
-        folder, parameters = arguments.out / "jobs", dict(arguments.parameters)
-        words = _worker_words(arguments, cache)
-        helpers = jobs.helpers(words, arguments.jobs, arguments.cluster, parameters, folder, session)
-        with helpers, session.console.progress() as bars:
+        with session.console.progress() as bars:
             summary = execute(config, arguments.out, cache=cache, device=str(device), progress=bars)
             session.finished = True
             clear_checkpoints(arguments.out)
         show(summary, session)
         show_written(arguments.out, session)
     return 0
-
-
-def work(arguments: argparse.Namespace, config: ReassembleConfig, session: Session) -> int:
-    """Help a run with the same config and cache, and leave."""
-    from .execution import contribute
-    from .networks import device_of
-    from .running import long_work
-
-    if arguments.cache is None:
-        raise UsageError("--worker needs --cache DIR: that of the run to help (by default DIR/cache of its --out DIR).")
-    device = str(device_of(config.device))
-    with long_work(session, device), session.console.progress() as bars:
-        count = contribute(config, cache=arguments.cache, device=device, progress=bars)
-        session.console.result(f"all {count} candidates are scored; the results are in {arguments.cache}")
-    return 0
-
-
-def _worker_words(arguments: argparse.Namespace, cache: Path) -> list[str]:
-    words = ["reassemble", arguments.config, "--worker", "--cache", str(cache), "--quiet"]
-    for override in [*arguments.overrides, *size_override(arguments.size)]:
-        words += ["--set", override]
-    words += ["--run-code"] if arguments.run_code else []
-    for name in ("seed", "device"):
-        value = getattr(arguments, name)
-        words += [] if value is None else [f"--{name}", str(value)]
-    return words
 
 
 def show_written(out: Path, session: Session) -> None:

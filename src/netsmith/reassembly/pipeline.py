@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,7 +93,6 @@ def reassemble(
     cache: Cache | None = None,
     checkpoints: Path | None = None,
     progress: Progress | None = None,
-    ranked: Callable[[list[Candidate]], None] | None = None,
 ) -> Reassembled:
     """Build from a zoo the network that fits a budget (Yang et al., "Deep Model Reassembly", NeurIPS 2022).
 
@@ -130,7 +129,6 @@ def reassemble(
         cache: keeps steps between runs.
         checkpoints: folder in which fine-tuning keeps its state, to go on after an interruption.
         progress: told how far it is.
-        ranked: told the candidates, best first, once all are scored and before any is fine-tuned; may raise.
 
     Raises:
         ZooError, DissectionError, DataError, PartitionError, BudgetError, TrainingError: see the functions above.
@@ -142,8 +140,6 @@ def reassemble(
     found = run.look_up(sets, candidates, fit_images, distinct_sets, mix, style, latency_batch)
     spec = fit or FitSpec()
     scored = run.rank(found, style, init, spec, fit_images, score, also, score_images, latency_batch)
-    if ranked is not None:
-        ranked(scored)
     chosen, module, training, stitched = run.finish(scored, init, finalists, finetune, trainable, checkpoints)
     accuracy, members = run.measure(module, stitched, training is not None and training.best_epoch > 0)
     module.facts = facts_of(
