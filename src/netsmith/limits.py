@@ -21,23 +21,8 @@ NAME = 200
 DIMENSIONS = 16
 """Dimensions of one tensor."""
 
-IMAGE_PIXELS = 89_478_485
-"""Pixels of one image, before and after resizing: those that Pillow takes without a warning, 268 MB in RGB."""
-
-PIXELS_AT_ONCE = 64_000_000
-"""Pixels of images that are decoded at the same time; a larger image is decoded alone."""
-
 CLASSES = 1_000_000
 """Classes of a data set or a network."""
-
-ROWS = 50_000_000
-"""Rows of one table; every one takes at least a byte of its file."""
-
-TABLE_GROWTH = 50
-"""Times as much memory as its file that a table may take, and `TABLE_BYTES` besides: images hardly compress."""
-
-TABLE_BYTES = 256 * MIB
-"""See `TABLE_GROWTH`."""
 
 # --- what is built ----------------------------------------------------------------------------------------------------
 

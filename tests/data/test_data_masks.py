@@ -58,8 +58,7 @@ def test_masks_are_resized_by_the_nearest_pixel_in_step_with_their_image(tmp_pat
             Image.fromarray(pixels).save(tmp_path / kind / f"{i}.png")
     train = open_data(f"masks:{tmp_path}", size=5).train
     mask = train.targets([0])[0]
-    assert mask.tolist() == [[0, 1, 1, 1, 0]] * 5 or mask.tolist() == [[0, 0, 1, 1, 0]] * 5
-    assert set(mask.unique().tolist()) == {0, 1}
+    assert mask.tolist() == [[0, 1, 1, 0, 0]] * 5  # columns 6, 8, 10, 12 and 14: the middle ten, two to one
     assert (train.images([0])[0, 0, 2][mask[2] == 1] > 0.3).all()
 
 

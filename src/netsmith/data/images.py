@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,8 +23,18 @@ UNLABELLED = -1
 """The label of images that have none; their set has no classes either."""
 
 
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+def in_threads(function: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
+    """Return what a function gives for each item, computed by a few threads: decoding leaves Python's lock."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(function, items))
+
+
 class ImageSet(ABC):
-    """Images of one size with one label each; those for segmentation have a mask each as well (`core.masks`).
+    """Images of one size with one label each; those for segmentation have a mask each as well (`data.masks`).
 
     Attributes:
         classes: name of each class; labels index it. None where images have no labels.
@@ -129,9 +140,7 @@ class LazyImages(ImageSet):
     def raw(self, indices: Sequence[int] | Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
         """The images at `indices` as bytes. Raises DataError for a corrupt one."""
         rows = self._rows[torch.as_tensor(indices, dtype=torch.int64)].tolist()
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            decoded = list(pool.map(self._read, rows))
-        return torch.from_numpy(np.stack(decoded))
+        return torch.from_numpy(np.stack(in_threads(self._read, rows)))
 
     def subset(self, indices: Sequence[int] | Int[Tensor, " b"]) -> LazyImages:
         """The same images under fewer indices."""

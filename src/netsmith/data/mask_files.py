@@ -10,9 +10,9 @@ from statistics import median
 import torch
 
 from netsmith.data.decoding import Encoded, border_shares, check_same_sizes, decode_masks, decode_set, highest_class
-from netsmith.data.files import IMAGE_ENDINGS, image_files, stamp_of, subfolders
+from netsmith.data.files import image_files, no_image, part_folders, stamp_of
 from netsmith.data.masks import MaskedImages
-from netsmith.data.registry import DataOptions, Parts, data_source, existing_path, part_of
+from netsmith.data.registry import DataOptions, Parts, data_source, existing_path
 from netsmith.errors import DataError
 
 _IMAGES, _MASKS, _NAMES = "images", "masks", "classes.txt"
@@ -38,7 +38,7 @@ def _open_masks(argument: str, options: DataOptions) -> Parts:
     pairs = {part: _pairs(images, masks) for part, (images, masks) in _folders(path).items()}
     classes = _class_names(path, pairs, options.ignore)
     sets = {part: masked_set(*of_part, classes, options) for part, of_part in pairs.items()}
-    return Parts(sets["train"], sets.get("validation"), sets.get("test"))
+    return Parts(**sets)
 
 
 def masked_set(
@@ -66,40 +66,35 @@ def _encoded(files: Sequence[Path], what: str) -> Encoded:
 
 
 def _folders(path: Path) -> dict[str, tuple[Path, Path]]:
-    """Folder of images and folder of masks of every part: `train/images` or `images/train`; all is train without."""
-    inside = {part: folder for folder in subfolders(path) if (part := part_of(folder.name)) is not None}
-    if inside:
-        found = {part: (folder / _IMAGES, folder / _MASKS) for part, folder in inside.items()}
-    else:
-        images = path / _IMAGES
-        inner = subfolders(images) if images.is_dir() else []
-        below = {part: f.name for f in inner if (part := part_of(f.name)) is not None}
-        found = {part: (images / name, path / _MASKS / name) for part, name in below.items()}
-        found = found or {"train": (images, path / _MASKS)}
-    missing = [str(folder) for both in found.values() for folder in both if not folder.is_dir()]
+    """Return folders of images and masks of every part: `train/images` or `images/train`; all is train without."""
+    folders = {part: (folder / _IMAGES, folder / _MASKS) for part, folder in part_folders(path).items()}
+    images, masks = path / _IMAGES, path / _MASKS
+    if not folders and images.is_dir():
+        folders = {part: (folder, masks / folder.name) for part, folder in part_folders(images).items()}
+    folders = folders or {"train": (images, masks)}
+    missing = [str(folder) for both in folders.values() for folder in both if not folder.is_dir()]
     if missing:
         raise DataError(f"there is no folder {', '.join(missing)}: {_LAYOUT}")
-    if "train" not in found:
-        raise DataError(f"'{path}' has {', '.join(sorted(found))} but no train part")
-    return found
+    if "train" not in folders:
+        raise DataError(f"'{path}' has {', '.join(sorted(folders))} but no train part")
+    return folders
 
 
 def _pairs(images: Path, masks: Path) -> Pairs:
-    """Image and mask files of the same names (endings apart), sorted."""
+    """Return image and mask files of the same names (endings apart), sorted."""
     pictures, annotated = _by_name(images), _by_name(masks)
     for here, there, folder, what in (
         (pictures, annotated, masks, "image without a mask"),
         (annotated, pictures, images, "mask without an image"),
     ):
-        alone = sorted(here.keys() - there.keys())
-        if alone:
+        if alone := sorted(here.keys() - there.keys()):
             more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
             raise DataError(
                 f"{what}: '{here[alone[0]]}'{more} has no counterpart in '{folder}'; files of the same names were "
                 f"expected (endings may differ)"
             )
     if not pictures:
-        raise DataError(f"'{images}' holds no image ({', '.join(sorted(IMAGE_ENDINGS))})")
+        raise no_image(images)
     names = sorted(pictures)
     return [pictures[n] for n in names], [annotated[n] for n in names]
 

@@ -154,7 +154,7 @@ def _open_torchvision(argument: str, options: DataOptions) -> Parts:
         except (RuntimeError, OSError) as missing:
             raw = _download(argument, arguments, entry, options, missing)
         sets[part] = _read_torchvision(raw, f"torchvision:{argument} ({part})", entry, options)
-    return Parts(sets["train"], sets.get("validation"), sets.get("test"))
+    return Parts(**sets)
 
 
 def _torchvision_entry(name: str) -> TorchvisionSet:
