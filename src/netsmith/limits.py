@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 
-MIB = 2**20
 GIB = 2**30
 
 # --- files that are read ----------------------------------------------------------------------------------------------
