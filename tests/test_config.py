@@ -65,7 +65,7 @@ def test_a_config_and_its_defaults():
     assert config.finetune is not None
     assert (config.finetune.epochs, config.finetune.precision, config.finetune.lr) == (3, "no", 1e-3)
     assert isinstance(config.finetune, TrainSettings)
-    assert (config.probe.images, config.partition.k, config.search.candidates) == (512, 4, 20)
+    assert (config.probe.images, config.partition.k, config.search.candidates) == (None, 4, 20)
     assert (config.similarity.metric, config.score.name, config.trainable) == ("cka", "stitch", "all")
 
 
@@ -205,7 +205,7 @@ seed: -1
         (GOOD + "score: {finalists: 30}\n", "score.finalists (30) exceeds search.candidates (20)"),
         (GOOD + "data: digits\n", "line 8: data: this key is there twice, first in line 5. Keep one"),
         (GOOD + "probe: 3\n", "line 8: probe: expected a section (keys and values), got 3"),
-        (GOOD + "probe: {a: [1, 2], images: null}\n", "line 8: probe.images: expected a whole number, got nothing"),
+        (GOOD + "partition: {a: [1, 2], k: null}\n", "line 8: partition.k: expected a whole number, got nothing"),
         (GOOD + "partition: {eps: .nan}\n", "line 8: partition.eps: expected a number that is finite, got nan"),
         (GOOD + "pretrained: maybe\n", "line 8: pretrained: expected true or false, got 'maybe'"),
         ("- 1\n- 2\n", "line 1: expected keys and values, got the list [1, 2]"),

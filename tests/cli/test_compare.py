@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from netsmith.cli.compare import compare_answers
 from netsmith.cli.main import main
@@ -45,6 +47,20 @@ def cka(x, y):
     """The plug-in estimate of linear CKA of rows of features."""
     x, y = (v - v.mean(0) for v in (x.double(), y.double()))
     return float((x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm()))
+
+
+def test_fewer_images_than_usual_are_all_taken(folder, tmp_path):
+    for i in range(40):
+        (tmp_path / "data" / str(i % 2)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 6 * i, np.uint8)).save(tmp_path / "data" / str(i % 2) / f"{i}.png")
+    words = [
+        f"{folder / 'any/artifact'}@0.5",
+        f"{folder / 'any/artifact'}@1.0",
+        "--data",
+        f"images:{tmp_path / 'data'}",
+    ]
+    assert main(["compare", *words, "--out", str(tmp_path / "out")]) == 0
+    assert 20 < json.loads((tmp_path / "out/comparison.json").read_text())["images"] < 40
 
 
 @torch.no_grad()

@@ -488,6 +488,13 @@ def test_probe_sets_are_no_larger_than_train(n):
         probe_set(open_data("digits"), n)
 
 
+def test_probe_sets_are_of_512_images_or_of_all_that_there_are(tmp_path):
+    assert len(probe_set(open_data("digits"))[0]) == 512
+    write_parquet(tmp_path / "a.parquet", range(40), [0, 1] * 20)
+    splits = open_data(f"parquet:{tmp_path / 'a.parquet'}")
+    assert len(probe_set(splits)[0]) == len(splits.train) < 40
+
+
 def test_the_fingerprint_follows_the_content(tmp_path):
     write_parquet(tmp_path / "a.parquet", range(40), [0, 1] * 20)
     before = open_data(f"parquet:{tmp_path / 'a.parquet'}").fingerprint

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_size(parser)
     parser.add_argument(
-        "--images", type=positive, default=512, metavar="N", help="probe images, of the training split (default: 512)"
+        "--images", type=positive, metavar="N", help="probe images, of the training split (default: 512, or all)"
     )
     parser.add_argument("--metric", default="cka", metavar="NAME", help="cka, rbf_cka or lr (default: cka)")
     parser.add_argument("--biased", action="store_true", help="the plug-in estimate of HSIC, as in the papers")

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from netsmith.config import ReassembleConfig
+from netsmith.data.images import PROBE_IMAGES
 from netsmith.data.splits import Splits, open_data
 from netsmith.distributed import processes
 from netsmith.files.cache import Cache
@@ -132,9 +133,9 @@ def check_budget(config: ReassembleConfig, sketches: Sequence[Sketch | None]) ->
 
 def _steps(config: ReassembleConfig) -> list[str]:
     part, tune = config.partition, config.finetune
-    gram = 4 * config.probe.images**2 / 1e6
+    count = config.probe.images or PROBE_IMAGES
     steps = [
-        f"{config.probe.images} probe images through every network; a Gram matrix of {gram:.1f} MB for each cut",
+        f"{count} probe images through every network; a Gram matrix of {4 * count**2 / 1e6:.1f} MB for each cut",
         f"{config.similarity.metric} of all cuts",
         f"{part.k} blocks a network (eps {part.eps:g}, by {part.size}) in {part.k} equivalence sets, "
         f"{part.restarts} restarts",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from netsmith.config import DataSection, MorphConfig, ReassembleConfig
+from netsmith.data.images import PROBE_IMAGES
 from netsmith.data.named import describe_data
 from netsmith.data.splits import open_data
 from netsmith.errors import NetsmithError
@@ -65,7 +66,7 @@ def built(entry: ZooEntry) -> Network:
 def forecast_reassembly(config: ReassembleConfig, sketches: Sequence[Sketch | None]) -> list[str]:
     """Return the counts of a reassembly, one text a line: MACs of the zoo, images, disk."""
     counts = [s for s in sketches if s is not None]
-    grams = len(config.zoo) * _CUTS * 4 * config.probe.images**2
+    grams = len(config.zoo) * _CUTS * 4 * (config.probe.images or PROBE_IMAGES) ** 2
     params = max((s.params for s in counts), default=0)
     disk = grams + 4 * params * (1 + 4 * (config.score.finalists if config.finetune is not None else 0))
     return [*_macs(counts, len(config.zoo)), _images(config.data), _disk(disk)]

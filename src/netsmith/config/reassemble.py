@@ -23,7 +23,12 @@ from netsmith.training.settings import TrainSettings
 class ProbeSection(Section):
     """The images on which networks are compared and adapters fitted; from the training part only."""
 
-    images: int = Field(default=512, ge=8, le=limits.PROBE, description="for the similarity")
+    images: int | None = Field(
+        default=None,
+        ge=8,
+        le=limits.PROBE,
+        description="for the similarity; default: 512, or all of fewer",
+    )
     grid: int | None = Field(
         default=None, ge=1, le=1000, description="compare s x s means instead of one mean a channel"
     )

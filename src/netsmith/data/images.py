@@ -220,10 +220,17 @@ def stratified_split(
     return torch.from_numpy(np.flatnonzero(~chosen)), torch.from_numpy(np.flatnonzero(chosen))
 
 
-def check_enough(n: int, there: int) -> None:
-    """That `n` probe images can be drawn from so many. Raises DataError."""
+PROBE_IMAGES = 512
+"""Probe images where nobody says how many: similarities hardly change beyond, and a Gram matrix has 1 MB."""
+
+
+def probe_count(n: int | None, there: int) -> int:
+    """Return `n`, or the default where it is None. Raises DataError when fewer are there."""
+    if n is None:
+        return min(PROBE_IMAGES, there)
     if not 0 < n <= there:
         raise DataError(f"{n} probe images were asked for, the training part has {there}: ask for 1 to {there}")
+    return n
 
 
 def balanced_indices(labels: Int[Tensor, " n"], n: int, seed: int) -> Int[Tensor, " m"]:
@@ -231,7 +238,7 @@ def balanced_indices(labels: Int[Tensor, " n"], n: int, seed: int) -> Int[Tensor
 
     A class that has run out is passed over. Raises DataError when there are fewer than `n` images.
     """
-    check_enough(n, len(labels))
+    probe_count(n, len(labels))
     rng = np.random.default_rng(seed)
     values = labels.numpy()
     turn = np.empty(len(values), dtype=np.int64)
@@ -244,10 +251,13 @@ def balanced_indices(labels: Int[Tensor, " n"], n: int, seed: int) -> Int[Tensor
 
 
 def probe_set(
-    splits: Splits, n: int, *, seed: int = 0
+    splits: Splits, n: int | None = None, *, seed: int = 0
 ) -> tuple[Float[Tensor, "n_probe c h w"], Int[Tensor, " n_probe"]]:
-    """`n` class-balanced images of the training part, in [0, 1], with labels. Raises DataError if it has fewer."""
-    chosen = balanced_indices(splits.train.labels, n, seed)
+    """Return `n` class-balanced images of the training part, in [0, 1], with labels.
+
+    Without `n` they are 512, or all where there are fewer. Raises DataError when fewer than `n` are there.
+    """
+    chosen = balanced_indices(splits.train.labels, probe_count(n, len(splits.train)), seed)
     return splits.train.images(chosen), splits.train.labels[chosen]
 
 

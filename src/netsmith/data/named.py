@@ -217,6 +217,7 @@ def _open_hugging_face(argument: str, options: DataOptions) -> Parts:
     """A data set of the Hugging Face Hub: `hf:NAME` or `hf:NAME:CONFIG`."""
     try:
         import datasets  # pyright: ignore[reportMissingImports]
+        import datasets.exceptions  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingDependencyError(
             f"'hf:{argument}' needs the library datasets: pip install 'netsmith[hf]'. "
@@ -228,7 +229,7 @@ def _open_hugging_face(argument: str, options: DataOptions) -> Parts:
     fetching = datasets.DownloadConfig(local_files_only=not options.download)
     try:
         loaded = datasets.load_dataset(name, config or None, download_config=fetching)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+    except (DatasetsError, OSError, ValueError) as error:
         raise DataError(
             f"'hf:{argument}' could not be loaded ({error}). Check the name on https://huggingface.co/datasets, "
             f"go online, or give its parquet files: parquet:PATH"

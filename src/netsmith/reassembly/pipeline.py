@@ -73,7 +73,7 @@ def reassemble(
     metric: str = "cka",
     biased: bool = False,
     grid: int | None = None,
-    probe_images: int = 512,
+    probe_images: int | None = None,
     fit_images: int = 2000,
     candidates: int = 20,
     distinct_sets: bool = True,
@@ -109,7 +109,7 @@ def reassemble(
         metric: similarity of representations: `cka`, `rbf_cka` or `lr`; `biased` as the papers' numbers.
         biased: see `metric`.
         grid: compare `grid x grid` means instead of one mean a channel.
-        probe_images: images on which networks are compared.
+        probe_images: images on which networks are compared; by default 512, or all where there are fewer.
         fit_images: images on which adapters and head are fitted.
         candidates: how many of the cheapest assemblies are built and scored.
         distinct_sets: at most one block of each equivalence set.

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from netsmith.data.images import check_enough
+from netsmith.data.images import probe_count
 from netsmith.data.splits import Splits, balanced_indices, check_labelled, probe_set
 from netsmith.distributed.processes import own_device
 from netsmith.distributed.sharing import Piece, share
@@ -117,12 +117,12 @@ class Run:
         """The parents' chains by name."""
         return chains_of(self.parents)
 
-    def study(self, k: int, eps: float, size: Size, probes: int) -> None:
+    def study(self, k: int, eps: float, size: Size, probes: int | None) -> None:
         """Dissect and judge the parents; what cannot be done as asked is refused here, before the long work.
 
         That is a zoo that cannot be cut so, or more probe images than there are.
         """
-        check_enough(probes, len(self.data.train))
+        probe_count(probes, len(self.data.train))
         with self.steps.step("dissection"):
             self.parents = study(self.networks, self.data.train.images([0]))
             check_feasible(self._sizes(size), k, eps)
@@ -144,7 +144,7 @@ class Run:
         entries = self.steps.share(what, [piece(p) for p in self.parents])
         return [entry.meta["value"] for entry in entries]
 
-    def compare(self, metric: str, biased: bool, grid: int | None, count: int) -> SimilarityTable:
+    def compare(self, metric: str, biased: bool, grid: int | None, count: int | None) -> SimilarityTable:
         """Representations of all parents on the probe set, and the similarity of all their cuts."""
         with self.steps.step("representation"):
             images, _ = probe_set(self.data, count, seed=self.seed)
