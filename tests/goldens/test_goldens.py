@@ -15,23 +15,26 @@ import netsmith
 RECORDED = json.loads(GOLDENS.read_text())
 
 
-def _close(now: Any, before: Any) -> None:
+def _close(now: Any, before: Any, within: float = 1e-6) -> None:
     if isinstance(before, dict):
         assert sorted(now) == sorted(before)
         for key in before:
-            _close(now[key], before[key])
+            _close(now[key], before[key], within)
     elif isinstance(before, list):
         assert len(now) == len(before)
         for a, b in zip(now, before, strict=True):
-            _close(a, b)
+            _close(a, b, within)
     elif isinstance(before, float):
-        assert now == pytest.approx(before, abs=1e-6, rel=1e-6)
+        assert now == pytest.approx(before, abs=within, rel=within)
     else:
         assert now == before
 
 
 def test_the_methods_give_the_recorded_numbers():
-    _close(methods(), RECORDED["methods"])
+    now, before = methods(), RECORDED["methods"]
+    # answers of fitted adapters are of single precision, and differ by 2e-6 from one processor to another
+    _close(now.pop("adapters"), before.pop("adapters"), 1e-5)
+    _close(now, before)
 
 
 def test_every_public_name_is_still_there():

@@ -229,7 +229,7 @@ def _open_hugging_face(argument: str, options: DataOptions) -> Parts:
     fetching = datasets.DownloadConfig(local_files_only=not options.download)
     try:
         loaded = datasets.load_dataset(name, config or None, download_config=fetching)
-    except (DatasetsError, OSError, ValueError) as error:
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         raise DataError(
             f"'hf:{argument}' could not be loaded ({error}). Check the name on https://huggingface.co/datasets, "
             f"go online, or give its parquet files: parquet:PATH"
