@@ -32,8 +32,8 @@ def _close(now: Any, before: Any, within: float = 1e-6) -> None:
 
 def test_the_methods_give_the_recorded_numbers():
     now, before = methods(), RECORDED["methods"]
-    # answers of fitted adapters are of single precision, and differ by up to 3e-5 from one processor to another
-    _close(now.pop("adapters"), before.pop("adapters"), 1e-4)
+    # answers of fitted adapters are of single precision: they differ by up to 2e-4 from one processor to another
+    _close(now.pop("adapters"), before.pop("adapters"), 1e-3)
     _close(now, before)
 
 
