@@ -106,23 +106,24 @@ def run(name: str, arguments: argparse.Namespace) -> None:
     network = load_source(arguments.base, name="resnet20")
     began = time.perf_counter()
 
-    def told(entry: dict[str, Any]) -> None:
-        shown = {k: round(v, 4) for k, v in entry.items() if "@" in k or k in ("epoch", "loss")}
-        print(name, f"{time.perf_counter() - began:.0f}s", shown, flush=True)
+    last = [0.0]
+
+    def told(what: str, done: float, total: float | None, note: str = "") -> None:
+        if time.perf_counter() - last[0] > 60:
+            last[0] = time.perf_counter()
+            print(name, f"{last[0] - began:.0f}s", what, done, total, note, flush=True)
 
     result = morph(
         network,
         open_data(arguments.data),
-        blocks=space_name,
-        widths=space["widths"],
-        generator=kind,
-        settings=KINDS[kind],
+        space={"blocks": space_name, "widths": space["widths"]},
+        generator={"kind": kind, "settings": KINDS[kind]},
         fitting=fitting,
         training=training,
         ratios=RATIOS,
         seed=int(seed),
         checkpoints=arguments.work / f"{name}-checkpoints",
-        on_epoch=told,
+        progress=told,
     )
     folder = save_morphed(result, arguments.work / f"{name}-artifact", overwrite=True)
     piece = {

@@ -45,7 +45,7 @@ def run(name: str, arguments: argparse.Namespace) -> None:
     data = open_data(arguments.data)
     network = load_source(arguments.base, name="resnet20")
     steps = optimizer_steps(len(data.train), training) * training.epochs
-    result = morph(network, data, blocks=space_name, widths=space["widths"], ratios=(1.0,), seed=seed)
+    result = morph(network, data, space={"blocks": space_name, "widths": space["widths"]}, ratios=(1.0,), seed=seed)
     last, began = [0.0], time.perf_counter()
 
     def told(what: str, done: float, total: float | None, note: str = "") -> None:

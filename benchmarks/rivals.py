@@ -21,11 +21,12 @@ from netsmith.errors import DissectionError, MorphError, did_you_mean
 from netsmith.files.cache import Cache, CacheEntry, digest
 from netsmith.morphing.finetuning import Teacher, finetuned, lesson, named, optimizer_steps
 from netsmith.morphing.fit import fit
-from netsmith.morphing.generator import make_generator
+from netsmith.morphing.kinds import make_generator
+from netsmith.morphing.measuring import Judge
 from netsmith.morphing.morphable import Morphable, check_split
 from netsmith.morphing.ordering import order_channels
-from netsmith.morphing.pipeline import Judge, Morphed
-from netsmith.morphing.preparing import with_norms
+from netsmith.morphing.pipeline import Morphed
+from netsmith.morphing.preparing import Run, Subject, with_norms
 from netsmith.morphing.recalibrating import has_statistics
 from netsmith.morphing.settings import FitSettings
 from netsmith.trace.chain import dissect
@@ -191,7 +192,8 @@ class Bench:
         self.cache = None if cache is None else Cache(cache)
         self.device, self.progress = device, progress
         self.teacher = Teacher(result.network.model)
-        self.judge = Judge(result.task, result.network, result.data, device)
+        subject = Subject(result.network, result.data, result.task, result.prepared)
+        self.judge = Judge(subject, Run(device))
         network, space = result.network, result.space
         self._common = digest(
             _VERSION, network.identity(), result.task.name,

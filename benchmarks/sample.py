@@ -33,10 +33,9 @@ def measured(kind: str, count: int, repeats: int) -> dict[str, Any]:
     from netsmith.morphing.generator import Generator, Noise
     from netsmith.morphing.grid import Grid
     from netsmith.morphing.inr import INR
-    from netsmith.morphing.live import MorphableModel
+    from netsmith.morphing.live import MorphableModel, Sampling, sample_tensors
     from netsmith.morphing.morphable import Morphable
     from netsmith.morphing.preparing import prepare
-    from netsmith.morphing.sample import Sampling, sample_tensors
     from netsmith.morphing.space import morph_space
     from netsmith.networks.zoo import load_source
     from netsmith.trace.chain import dissect

@@ -25,7 +25,7 @@ def main(folder: Path) -> None:
     result = netsmith.morph(
         network,
         data,
-        widths=(0.25, 1.0),
+        space={"widths": (0.25, 1.0)},
         training=netsmith.TrainSettings(epochs=12, batch_size=32, lr=0.01, clip_grad=2.0),
         ratios=(1.0, 0.75, 0.5, 0.25),
     )

@@ -9,11 +9,11 @@ from .exporting.export import Exported as Exported
 from .exporting.export import export as export
 from .morphing.fit import FitSettings as FitSettings
 from .morphing.live import MorphableModel as MorphableModel
+from .morphing.live import Sampling as Sampling
 from .morphing.live import Size as Size
 from .morphing.pipeline import Morphed as Morphed
 from .morphing.pipeline import make_morphable as make_morphable
 from .morphing.pipeline import morph as morph
-from .morphing.sample import Sampling as Sampling
 from .morphing.saving import load_morphed as load_morphed
 from .morphing.saving import save_morphed as save_morphed
 from .morphing.smooth import Smoothed as Smoothed

@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -17,10 +18,7 @@ from netsmith.data.splits import DATA_SOURCES
 from netsmith.errors import ConfigError
 from netsmith.models import BUILDERS
 from netsmith.morphing import settings as morph_names
-from netsmith.morphing.generator import GENERATORS
-from netsmith.morphing.grid import Grid
-from netsmith.morphing.inr import INR
-from netsmith.morphing.paths import solver_names
+from netsmith.morphing.kinds import GENERATORS
 from netsmith.networks.sources import OWN
 from netsmith.reassembly import names, scores
 from netsmith.reassembly import similarity as similarities
@@ -65,8 +63,8 @@ def test_faults_of_configs_are_told_before_torch_is_loaded(tmp_path):
         ("reassemble", ZOO.replace("lenet", "lenett"), "There is no network 'netsmith:lenett'. Did you mean 'lenet'"),
         ("reassemble", ZOO.replace("timm:resnet18", "hf:me/lenet"), "Two networks of the zoo are called 'lenet'"),
         ("reassemble", "zoo: zoo.yaml\ndata: digits\n", "line 3: networks.1.nam: unknown key. Did you mean 'name'"),
-        ("morph", MORPH + "generator: gird\n", "generator: expected one of nested, grid, inr, got 'gird'"),
-        ("morph", MORPH + "order: {solver: 4opt}\n", "order.solver: expected one of auto, 3opt"),
+        ("morph", MORPH + "generator: gird\n", "generator: expected 'nested', 'grid' or 'inr', got 'gird'"),
+        ("morph", MORPH + "order: {solver: 4opt}\n", "order.solver: expected 'auto', 'exact'"),
         ("morph", MORPH + "fitting: {draws: [fulll]}\n", "line 3: fitting.draws.0: expected 'full'"),
         ("reassemble", ZOO.replace("lenet", "lenet#gone.pt"), "There is no weights file"),
         ("train", TRAIN.replace("mine", "yours"), "yours.py. Known: 'mine.py'"),
@@ -121,8 +119,7 @@ def test_the_names_are_those_that_are_registered():
         n for n in similarities._METRICS if n in own(similarities._METRICS)
     ]
     assert set(runpy.run_path(str(data_names.__file__))["KINDS"]) == own(DATA_SOURCES)
-    assert {Grid.kind, INR.kind} < set(morph_names.GENERATORS) == own(GENERATORS)
-    assert solver_names() == morph_names.SOLVERS
+    assert set(get_args(morph_names.Kind)) == set(GENERATORS)
     assert set(OWN) == set(BUILDERS)
 
 

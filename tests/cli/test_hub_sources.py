@@ -31,7 +31,7 @@ def made(tmp_path_factory) -> Path:
     """What the Hub holds: `you/small`, a network, and `you/any`, a morphable one."""
     home = tmp_path_factory.mktemp("hub")
     save_network(home / "you/small", plain(), counts={"params": 100, "macs": 1000}, metrics={}, config={})
-    result = netsmith.morph(plain(), netsmith.open_data("digits"), widths=(0.5, 1.0), ratios=(1.0,))
+    result = netsmith.morph(plain(), netsmith.open_data("digits"), space={"widths": (0.5, 1.0)}, ratios=(1.0,))
     netsmith.save_morphed(result, home / "you/any")
     (home / "you/empty").mkdir()
     return home

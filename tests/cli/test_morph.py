@@ -160,7 +160,10 @@ PADDED = "{source: netsmith:cifar_resnet20, input_size: [1, 8, 8], num_classes: 
         (["data=folder:nowhere"], r"there is no '.*/nowhere'"),
         (["weights=nowhere.safetensors"], r"There is no weights file .*/nowhere.safetensors"),
         (["generator.settings.keyframe=3"], r"'grid' has no setting 'keyframe'. Did you mean 'keyframes'"),
-        (["generator=nested", "fitting.draws=[keyframe]"], r"'keyframe'.* for a grid only, not for 'nested'"),
+        (
+            ["generator=nested", "fitting.draws=[keyframe]"],
+            r"the generator 'nested' has no 'keyframe' .*to draw: leave it out",
+        ),
         (["task=segmentation"], r"outputs of shape \(2, 10\) where \(2, 10, h, w\) was expected"),
         (["rivals=[l1]"], r"rivals are measured by benchmarks/morph_rivals.py"),
         (["training.mixup=0.2"], r"leave mixup and cutmix 0"),
@@ -217,8 +220,7 @@ def test_an_edited_network_is_fitted_anew(tmp_path, monkeypatch, capsys):
         "training: {epochs: 1, batch_size: 256, lr: 0.02}\nratios: [1.0, 0.5]\n"
         "generator: {kind: nested}\norder: {by: none}\n"
     )
-    fitted = []
-    fit = pipeline.fit
+    fitted, fit = [], pipeline.fit
     monkeypatch.setattr(pipeline, "fit", lambda *a, **k: fitted.append(fit(*a, **k)) or fitted[-1])
     assert morph(tmp_path, tmp_path / "out") == 0, capsys.readouterr().err
     assert morph(tmp_path, tmp_path / "out", more=["--overwrite"]) == 0

@@ -1,4 +1,4 @@
-"""Rivals of morphing on digits: sizes, what they learn from, how many steps, and what is kept."""
+"""Fine-tuning on digits: how many steps, the loss, and what teachers remember."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ from netsmith.models import CifarResNet, PlainCNN
 from netsmith.morphing import finetuning
 from netsmith.morphing.finetuning import Distilling, Teacher, finetuned, lesson, optimizer_steps
 from netsmith.morphing.fit import FitSettings, Fitting
-from netsmith.morphing.generator import make_generator
+from netsmith.morphing.kinds import make_generator
 from netsmith.morphing.morphable import Morphable
 from netsmith.morphing.pipeline import morph
-from netsmith.morphing.preparing import prepare
-from netsmith.morphing.space import morph_space
 from netsmith.networks.network import load_source
 from netsmith.training.engine import Step, TrainSettings, train
 from netsmith.training.tasks import Classification
@@ -53,20 +51,12 @@ def network(digits):
 
 
 @pytest.fixture(scope="module")
-def space(network):
-    return morph_space(prepare(network).groups)
+def morphed(network, digits):
+    return morph(network, digits, ratios=(1.0, 0.5, 0.25), order={"images": 128})
 
 
 def same(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.values(), other.values(), strict=True))
-
-
-@pytest.fixture(scope="module")
-def morphed(network, digits):
-    return morph(network, digits, ratios=(1.0, 0.5, 0.25), importance_images=128)
-
-
-# --- fine-tuning ------------------------------------------------------------------------------------------------------
 
 
 def numbered(images):

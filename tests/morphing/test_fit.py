@@ -7,7 +7,7 @@ from morph_networks import morphable, tiny
 from netsmith.data.images import derived_seed
 from netsmith.data.splits import Splits, open_data
 from netsmith.errors import MorphError, TrainingError
-from netsmith.morphing.fit import FitSettings, Fitting, default_draws, fit, reconstruction
+from netsmith.morphing.fit import FitSettings, Fitting, fit, reconstruction
 from netsmith.morphing.generator import Nested
 from netsmith.morphing.grid import Grid
 from netsmith.morphing.importance import by_importance, channel_importance
@@ -138,9 +138,9 @@ def test_reconstruction_is_zero_where_nothing_changed():
 
 
 def test_default_draws_suit_the_generator():
-    assert "full" in default_draws(morphable(Nested))
-    assert "coarse" in default_draws(grid())
-    assert "full" not in default_draws(grid())
+    assert "full" in morphable(Nested).generator.default_draws()
+    assert "coarse" in grid().generator.default_draws()
+    assert "full" not in grid().generator.default_draws()
 
 
 @torch.no_grad()

@@ -8,13 +8,13 @@ from morph_networks import morphable, tiny
 from torch import nn
 
 from netsmith.errors import MorphError
-from netsmith.morphing.generator import Nested, Noise, make_generator
-from netsmith.morphing.grid import Grid, shares
+from netsmith.morphing.frames import from_bytes, in_bytes, shares
+from netsmith.morphing.generator import Nested, Noise
+from netsmith.morphing.grid import Grid, default_keyframes
 from netsmith.morphing.keyframes import own_tensors
+from netsmith.morphing.kinds import make_generator
 from netsmith.morphing.morphable import Morphable, check_split
-from netsmith.morphing.pipeline import default_keyframes
 from netsmith.morphing.preparing import prepare
-from netsmith.morphing.rounding import from_bytes, in_bytes
 from netsmith.morphing.space import morph_space
 from netsmith.networks.network import load_source
 from netsmith.widths.groups import entries, relocate

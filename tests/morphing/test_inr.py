@@ -17,10 +17,13 @@ from netsmith.errors import MorphError, TrainingError
 from netsmith.morphing import features, inr
 from netsmith.morphing.coordinates import relative
 from netsmith.morphing.features import fourier, frequencies, runs
-from netsmith.morphing.generator import Noise, make_generator
+from netsmith.morphing.generator import Noise
 from netsmith.morphing.inr import INR, WARM
+from netsmith.morphing.kinds import make_generator
 from netsmith.morphing.morphable import Morphable
-from netsmith.morphing.pipeline import morph
+from netsmith.morphing.pipeline import fit_generator, order
+from netsmith.morphing.preparing import Run
+from netsmith.morphing.settings import MorphSettings
 from netsmith.morphing.space import morph_space
 from netsmith.widths.groups import Axis, WidthGroup, width_groups
 
@@ -437,11 +440,10 @@ def test_a_warm_start_that_a_signal_stops_goes_on_and_ends_as_if_it_had_not_been
 def test_a_warm_start_begins_when_the_folder_is_there(tmp_path) -> None:
     came: list[str] = []
     settings = {"layers": 1, "hidden": 4, "frequencies": 2, "warm_start": 2}
-    morph(
-        tiny(), open_data("digits"), generator="inr", settings=settings, training=None, ratios=(0.5,),
-        checkpoints=tmp_path / "checkpoints", ready=lambda space: came.append("ready"),
-        progress=lambda what, done, total, note="": came.append(what),
-    )  # fmt: skip
-    assert came[came.index("ready") + 1 :][:2] == ["warm start", "warm start"]
-    assert "warm start" not in came[: came.index("ready")]
+    asked = MorphSettings(generator={"kind": "inr", "settings": settings}, ratios=(0.5,))
+    run = Run("cpu", tmp_path / "checkpoints", lambda what, done, total, note="": came.append(what))
+    start = order(tiny(), open_data("digits"), asked)
+    assert not any(tmp_path.iterdir())
+    fit_generator(start, run)
+    assert came == ["warm start", "warm start"]
     assert (tmp_path / "checkpoints" / WARM).is_file()

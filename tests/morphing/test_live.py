@@ -14,8 +14,7 @@ from morph_networks import morphable
 from netsmith.errors import BudgetError, MorphError
 from netsmith.morphing.generator import Nested
 from netsmith.morphing.grid import Grid
-from netsmith.morphing.live import MorphableModel
-from netsmith.morphing.sample import Sampling
+from netsmith.morphing.live import MorphableModel, Sampling
 from netsmith.trace.cost import count_params
 
 X = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))

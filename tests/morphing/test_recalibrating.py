@@ -145,9 +145,9 @@ def test_only_the_base_itself_keeps_its_statistics(kind):
         generator=kind,
         training=None,
         ratios=(1.0, 0.5),
-        importance_images=64,
+        order={"images": 64},
     )
     assert [p.recalibrated for p in found.points] == [False, True]
     assert is_base(found.model.morphable, found.space.full) == (kind == "grid")
-    folded = morph(tiny(), open_data("digits"), ratios=(0.5,), training=None, importance_images=64)
+    folded = morph(tiny(), open_data("digits"), ratios=(0.5,), training=None, order={"images": 64})
     assert [p.recalibrated for p in folded.points] == [False]

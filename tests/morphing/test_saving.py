@@ -19,9 +19,9 @@ from netsmith.errors import ArtifactError, BudgetError, MorphError, SourceError
 from netsmith.morphing import pipeline
 from netsmith.morphing.fit import FitSettings
 from netsmith.morphing.generator import Nested
-from netsmith.morphing.live import MorphableModel
-from netsmith.morphing.pipeline import Morphed, default_keyframes, morph
-from netsmith.morphing.sample import Sampling, sample_tensors
+from netsmith.morphing.grid import default_keyframes
+from netsmith.morphing.live import MorphableModel, Sampling, sample_tensors
+from netsmith.morphing.pipeline import Morphed, morph
 from netsmith.morphing.sampled import load_sampled, save_sampled
 from netsmith.morphing.saving import artifact_bytes, load_morphed, save_morphed, write_results
 from netsmith.morphing.space import MorphSpace
@@ -141,7 +141,8 @@ def test_each_kind_says_whether_unequal_widths_were_fitted(kind, fitting, drawn,
     inr = {"layers": 1, "hidden": 8, "frequencies": 2, "warm_start": 0}
     settings = {"inr": inr, "grid": {"keyframes": [1.0, 0.25], "coarse": None}, "nested": {}}[kind]
     made = morph(
-        tiny(), open_data("digits"), generator=kind, settings=settings, fitting=FitSettings.model_validate(fitting),
+        tiny(), open_data("digits"), generator={"kind": kind, "settings": settings},
+        fitting=FitSettings.model_validate(fitting),
         training=TrainSettings(epochs=1, batch_size=256, lr=0.01, augment=False), ratios=(1.0, 0.5),
     )  # fmt: skip
     unequal = {"features.0.0": 4}
@@ -168,7 +169,7 @@ def test_many_noisy_reads_are_their_mean():
     exact = made.tensors(widths)
     mean = sample_tensors(made, widths, Sampling(reads=5, noise=1.0))
     assert all(torch.allclose(exact[name], mean[name]) for name in exact)
-    with pytest.raises(MorphError, match="at least 1, not 0"):
+    with pytest.raises(MorphError, match="must be from 1 to 1000000, not 0"):
         Sampling(reads=0)
 
 
@@ -253,7 +254,7 @@ def test_what_is_known_of_the_base_s_images_is_kept(tmp_path):
 
 def test_a_range_above_the_base_is_read_and_not_fitted():
     data = open_data("digits")
-    found = morph(tiny(), data, widths=(1.5, 2.0), ratios=(1.0, 2.0))
+    found = morph(tiny(), data, space={"widths": (1.5, 2.0)}, ratios=(1.0, 2.0))
     assert found.model.morphable.generator.keyframes == (1.0,)
     assert [p.fitted for p in found.points] == [False, True]
     assert found.points[0].metrics == found.points[1].metrics  # the base's function, with its channels repeated
@@ -262,17 +263,17 @@ def test_a_range_above_the_base_is_read_and_not_fitted():
         with pytest.raises(
             MorphError, match=r"a grid has nothing to fit on ratios 1.* to 2.*choose generator.kind: nest"
         ):
-            morph(tiny(), data, widths=widths, training=TrainSettings(epochs=1), ratios=(1.0,))
+            morph(tiny(), data, space={"widths": widths}, training=TrainSettings(epochs=1), ratios=(1.0,))
 
 
 def test_budgets_reach_the_base_in_one_way():
-    found = morph(tiny(), open_data("digits"), widths=(0.25, 0.5), ratios=(1.0,)).model
+    found = morph(tiny(), open_data("digits"), space={"widths": (0.25, 0.5)}, ratios=(1.0,)).model
     assert found.widths_for(latency_ms=1e9) == found.widths_for(params=found.sizes(found.widths_for(1.0))[0])
 
 
 def test_a_fit_in_channels_is_judged_at_these_channels():
     training = TrainSettings(epochs=2, batch_size=256, lr=0.02)
-    found = morph(tiny(), open_data("digits"), widths=(6, 12), training=training, ratios=(1.0, 0.5))
+    found = morph(tiny(), open_data("digits"), space={"widths": (6, 12)}, training=training, ratios=(1.0, 0.5))
     grid = found.model.morphable.generator
     assert set(grid.widths_at(grid.keyframes[-1]).values()) == {6}
     assert found.training is not None

@@ -64,7 +64,7 @@ def test_a_smoothed_network_computes_the_same(small, groups, solver):
     assert all(torch.equal(v, before[k]) for k, v in small.state_dict().items())
     assert set(done.orders) == {"conv1", "conv2", "hidden"}
     assert done.solver == solver
-    assert done.deterministic == (solver != "fast-tsp")
+    assert done.deterministic == (solver not in ("auto", "fast-tsp"))
 
 
 def test_total_variations_are_those_of_the_networks(small, groups):
@@ -74,11 +74,10 @@ def test_total_variations_are_those_of_the_networks(small, groups):
         group = groups[path.name]
         assert path.before == pytest.approx(total_variation(small, group), rel=1e-5)
         assert path.after == pytest.approx(total_variation(done.model, group), rel=1e-5)
-        assert path.bound <= path.after < path.before
+        assert path.after < path.before
         assert path.width == group.width
     assert done.before == pytest.approx(sum(p.before for p in done.groups))
     assert done.after == pytest.approx(sum(p.after for p in done.groups))
-    assert done.bound == pytest.approx(sum(p.bound for p in done.groups))
 
 
 def test_total_variation_is_the_sum_over_neighbours():
@@ -97,12 +96,11 @@ def test_groups_that_share_a_tensor_are_ordered_independently(small, groups):
     for name in ("conv1", "hidden"):
         permute(shuffled, groups[name], torch.randperm(groups[name].width, generator=generator).tolist())
     assert total_variation(shuffled, groups["conv2"]) == pytest.approx(total_variation(small, groups["conv2"]))
-    alone = smooth(small, X, groups=[groups["conv2"]])
-    among_shuffled = smooth(shuffled, X, groups=[groups["conv2"]])
-    together = smooth(small, X, groups=groups.inner)
-    backwards = smooth(small, X, groups=groups.inner[::-1])
+    alone = smooth(small, X, groups=[groups["conv2"]], solver="2opt")
+    among_shuffled = smooth(shuffled, X, groups=[groups["conv2"]], solver="2opt")
+    together = smooth(small, X, groups=groups.inner, solver="2opt")
+    backwards = smooth(small, X, groups=groups.inner[::-1], solver="2opt")
     assert alone.after == pytest.approx(among_shuffled.after, rel=1e-6)
-    assert alone.bound == pytest.approx(among_shuffled.bound, rel=1e-3)
     assert together.orders == backwards.orders
     assert together.orders["conv2"] == alone.orders["conv2"]
     assert together.after == pytest.approx(backwards.after)
@@ -120,7 +118,7 @@ def test_orders_say_where_each_channel_came_from(small, groups):
 
 
 def test_same_seed_same_orders(small, groups):
-    one, two = smooth(small, X, groups=groups.inner, seed=4), smooth(small, X, groups=groups.inner, seed=4)
+    one, two = (smooth(small, X, groups=groups.inner, solver="random", seed=4) for _ in range(2))
     assert one.orders == two.orders
     assert one.groups == two.groups
 
@@ -139,7 +137,7 @@ def test_default_groups_are_all_but_residual_streams():
     assert any(g.kind == "stream" for g in width_groups(model, x))
     done = smooth(model, x, seconds=0.02)
     assert [p.name for p in done.groups] == [f"layer{s}.0.conv1" for s in (1, 2, 3)]
-    assert done.bound <= done.after < done.before
+    assert done.after < done.before
     with torch.no_grad():
         a, b = model.eval()(x), done.model.eval()(x)
     assert (a - b).abs().max() <= 1e-5 * a.abs().max()
@@ -157,14 +155,15 @@ def test_modes_and_statistics_are_left_as_they_were(small, groups):
 
 
 @pytest.mark.slow
-def test_a_trained_network_comes_near_the_bound(shared_zoo):
+def test_a_trained_network_comes_near_the_shortest_paths(shared_zoo):
     from netsmith.networks.network import load_source
 
     model = load_source(f"netsmith:cifar_resnet20#{shared_zoo / 'resnet20_cifar10_jpeg.safetensors'}").model
     x = torch.randn(2, 3, 32, 32)
     done = smooth(model, x)
     assert done.after / done.before < 0.9
-    assert done.after / done.bound < 1.001
+    longer = smooth(model, x, seconds=4)
+    assert done.after / longer.after < 1.001
 
 
 def test_half_a_group_is_refused_by_name(small, groups):

@@ -78,13 +78,13 @@ def test_mistakes_are_named(prepared):
     name = prepared.groups.inner[0].name
     with pytest.raises(MorphError, match=rf"no block '{name}x'\. Did you mean '{name}'"):
         morph_space(prepared.groups, [name + "x"])
-    with pytest.raises(MorphError, match="the range of widths is empty"):
+    with pytest.raises(MorphError, match="the range is empty"):
         morph_space(prepared.groups, "all", (1.0, 0.5))
     with pytest.raises(MorphError, match="must be above 0"):
         morph_space(prepared.groups, "all", (0.0, 1.0))
-    with pytest.raises(MorphError, match=r"8\.5 to 16 are ratios .* Channel counts are whole numbers"):
+    with pytest.raises(MorphError, match=r"8\.5 to 16.0 are ratios .* for channel counts give two whole numbers"):
         morph_space(prepared.groups, "all", (8.5, 16.0))
-    with pytest.raises(MorphError, match="at least 1 channel"):
+    with pytest.raises(MorphError, match="must be above 0, got 0"):
         morph_space(prepared.groups, "all", (0, 4))
     space = morph_space(prepared.groups, "all")
     with pytest.raises(MorphError, match="above 0"):

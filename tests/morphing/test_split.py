@@ -10,8 +10,7 @@ from torch import nn
 
 from netsmith.data.splits import open_data
 from netsmith.errors import TrainingError
-from netsmith.morphing.finetuning import Distilling, Teacher, finetuned
-from netsmith.morphing.memory import Memory
+from netsmith.morphing.finetuning import Distilling, Memory, Teacher, finetuned
 from netsmith.morphing.split import Split, split
 from netsmith.networks.network import load_source
 from netsmith.training.settings import TrainSettings

@@ -18,7 +18,7 @@ def saved(folder: Path) -> Path:
     network = netsmith.load_source(
         "netsmith:plain_cnn", input_size=(1, 8, 8), num_classes=10, options={"widths": [8, 12], "depth": 2}
     )
-    result = netsmith.morph(network, netsmith.open_data("digits"), widths=(0.5, 1.0), ratios=(1.0, 0.5))
+    result = netsmith.morph(network, netsmith.open_data("digits"), space={"widths": (0.5, 1.0)}, ratios=(1.0, 0.5))
     return netsmith.save_morphed(result, folder)
 
 

@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
 
 
 def show(out: Path, session: Session) -> None:
-    """The widths of a finished run, the base network and the floor."""
+    """Show the widths of a finished run, the base network and the floor."""
     from netsmith.report import terminal_widths
     from netsmith.report.results import read_json
 

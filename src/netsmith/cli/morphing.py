@@ -1,4 +1,4 @@
-"""From a `MorphConfig` to the library's plain arguments, and from its result to the output folder."""
+"""The steps of a morphing as a config describes it, and its result in the output folder."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from netsmith.data.splits import Splits, check_labelled, open_data
 from netsmith.distributed import processes
 from netsmith.errors import DataError
 from netsmith.files.cache import digest
-from netsmith.morphing.pipeline import morph
+from netsmith.morphing.pipeline import fit_generator, measure, order
+from netsmith.morphing.preparing import Run
 from netsmith.morphing.saving import write_results
-from netsmith.morphing.space import MorphSpace
 from netsmith.networks.network import Network
 from netsmith.networks.zoo import describe_source, load_zoo
 from netsmith.records.morphing import Summary
@@ -44,36 +44,16 @@ def execute(
         data.source, seed=data.seed, validation_fraction=data.validation_fraction, size=data.size, ignore=data.ignore
     )
     network = base_network(config, splits)
-    checkpoints = out / "checkpoints" / fit_key(config, network, splits)
-
-    def ready(_: MorphSpace) -> None:
-        if begin is not None:
-            begin()
-        if checkpoints.parent.is_dir() and not checkpoints.is_dir() and any(checkpoints.parent.iterdir()):
-            _log.info("%s is of other settings, network or data: fitting begins anew", checkpoints.parent)
-
-    result = morph(
-        network,
-        splits,
-        blocks=config.space.blocks,
-        widths=config.space.widths,
-        streams=config.space.streams,
-        norms=config.norms,
-        order=config.order.by,
-        solver=config.order.solver,
-        importance_images=config.order.images,
-        generator=config.generator.kind,
-        settings=config.generator.settings,
-        fitting=config.fitting,
-        training=training(config),
-        ratios=config.ratios,
-        latency=config.latency,
-        seed=config.seed,
-        device=device,
-        checkpoints=checkpoints,
-        progress=progress,
-        ready=ready,
-    )
+    settings = config.model_copy(update={"training": training(config)})
+    kept = out / "checkpoints"
+    run = Run(device, kept / fit_key(config, network, splits), progress)
+    start = order(network, splits, settings)
+    if begin is not None:
+        begin()
+    others = list(kept.iterdir()) if kept.is_dir() else []
+    if others and run.checkpoints not in others:
+        _log.info("%s is of other settings, network or data: fitting begins anew", kept)
+    result = measure(fit_generator(start, run), run)
     if processes.first():
         write_results(result, out, config=config.model_dump(mode="json"))
         write_report(out)

@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, session: Session) -> int:
     """Load, read, save."""
     from netsmith.exporting.export import check_out, export
-    from netsmith.morphing.sample import Sampling
+    from netsmith.morphing.live import Sampling
     from netsmith.morphing.sampled import save_sampled
     from netsmith.morphing.saving import load_morphed
     from netsmith.search.budget import format_count

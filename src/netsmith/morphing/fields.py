@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from netsmith import limits
 from netsmith.artifacts.manifest import Fields, PreprocessFields, Text
-from netsmith.morphing.grid import MOST
+from netsmith.morphing.kinds import GENERATORS
 from netsmith.morphing.space import Drawn, MorphSpace
 from netsmith.widths.groups import Axis, Setting, WidthGroup
 
@@ -84,13 +84,8 @@ class GeneratorFields(Fields):
 
     @model_validator(mode="after")
     def _as_saved(self) -> GeneratorFields:
-        if "warm_start" in self.settings:
-            raise ValueError("warm_start is never saved: its result is in the tensors")
-        if self.kind == "grid" and not {"own", "lowest"} <= set(self.settings):
-            raise ValueError("it is of a version in which keyframes were read in another way: fit it again")
-        keyframes = self.settings.get("keyframes", [])
-        if isinstance(keyframes, list) and len(keyframes) > MOST:
-            raise ValueError(f"expected at most {MOST} keyframes, got {len(keyframes)}")
+        if self.kind in GENERATORS:  # another is refused where it is made
+            GENERATORS[self.kind].check_saved(self.settings)
         return self
 
 

@@ -17,7 +17,6 @@ from netsmith.data.splits import Splits
 from netsmith.distributed.launched import world
 from netsmith.errors import MorphError, TrainingError
 from netsmith.files.cache import digest
-from netsmith.morphing.memory import Key, Memory
 from netsmith.morphing.split import Split
 from netsmith.networks.network import Network
 from netsmith.networks.structure import structure
@@ -32,6 +31,34 @@ _log = logging.getLogger("netsmith.morph")
 
 _TOLERANCE = 0.02
 _REMEMBERED_BYTES = 512 * 2**20
+
+
+Key = tuple[object, ...]
+
+
+class Memory:
+    """Tensors by key, kept as long as there is room; what came first stays.
+
+    Args:
+        most: bytes.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.bytes = 0
+        self._kept: dict[Key, Tensor] = {}
+
+    def __call__(self, key: Key | None, device: torch.device, compute: Callable[[], Tensor]) -> Tensor:
+        """The tensor of a key, on a device: as kept, or computed (without gradients) and kept. None keeps nothing."""
+        if key is not None and key in self._kept:
+            return self._kept[key].to(device)
+        with torch.no_grad():
+            found = compute()
+        size = found.numel() * found.element_size()
+        if key is not None and self.bytes + size <= self.most:
+            self._kept[key] = found
+            self.bytes += size
+        return found
 
 
 class Teacher:

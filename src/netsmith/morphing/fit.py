@@ -13,12 +13,10 @@ from netsmith.data.images import derived_seed
 from netsmith.data.splits import Splits
 from netsmith.errors import MorphError, TrainingError
 from netsmith.files.cache import digest
-from netsmith.morphing.finetuning import kept_or_undone
-from netsmith.morphing.generator import Generator, Noise
-from netsmith.morphing.grid import Grid
-from netsmith.morphing.memory import Memory
+from netsmith.morphing.finetuning import Memory, kept_or_undone
+from netsmith.morphing.generator import Noise
 from netsmith.morphing.morphable import Morphable
-from netsmith.morphing.settings import Draw, FitSettings
+from netsmith.morphing.settings import FitSettings
 from netsmith.morphing.space import Drawn
 from netsmith.training.checkpoint import copied_state
 from netsmith.training.engine import Progress, Step, TrainResult, evaluate, train
@@ -27,19 +25,9 @@ from netsmith.training.settings import TrainSettings
 from netsmith.training.tasks import Task
 
 
-def default_draws(morphable: Morphable) -> tuple[Draw, ...]:
-    """Draws for a generator: full widths only where they are fitted, the coarse set only where there is one."""
-    if not isinstance(morphable.generator, Grid):
-        return ("full", "random", "low", "random")
-    below: tuple[Draw, ...] = () if morphable.generator.coarse is None else ("coarse",)
-    if len(morphable.generator.keyframes) == 1:
-        return below or ("random",)
-    return ("keyframe", "random", "keyframe", "random", *below)
-
-
 def drawn_together(morphable: Morphable, settings: FitSettings) -> Drawn:
     """Return which widths of several groups these settings draw together."""
-    draws = settings.draws or default_draws(morphable)
+    draws = settings.draws or morphable.generator.default_draws()
     if "mixed" in draws:
         return "each"
     return "range" if "random" in draws else "ratio"
@@ -71,11 +59,11 @@ class Fitting:
         assert isinstance(model, Morphable)
         features, taught = self._known(model, images, step)
         rng = torch.Generator().manual_seed(derived_seed(self.seed, 2, step.number, step.index))
-        draws = self.settings.draws or default_draws(model)
+        draws = self.settings.draws or model.generator.default_draws()
         total = torch.zeros((), device=features.device)
         for k in range(self.settings.per_step):
             kind = draws[(step.number * self.settings.per_step + k) % len(draws)]
-            widths = self._waiting(model, drawn(model, kind, rng), step)
+            widths = self._waiting(model, model.generator.draw(kind, model.space, rng), step)
             loss = self._loss_at(model, features, taught, targets, widths, kind == "coarse", rng)
             value = float(loss.detach())
             if not math.isfinite(value):
@@ -156,35 +144,6 @@ class Fitting:
     def slack(self, metric: float, images: int) -> float:
         """None."""
         return 0.0
-
-
-def drawn(model: Morphable, kind: Draw, rng: torch.Generator) -> dict[str, int]:
-    """The widths of one draw. Raises MorphError for a draw that the generator does not have."""
-    space = model.space
-    if kind in ("keyframe", "coarse"):
-        generator: Generator = model.generator
-        if not isinstance(generator, Grid):
-            raise MorphError(f"'{kind}' (fitting.draws) is drawn for a grid only, not for '{generator.kind}'")
-        if kind == "keyframe":
-            ratios = generator.keyframes[1:]
-            return generator.widths_at(ratios[int(torch.randint(len(ratios), (), generator=rng))])
-    if kind == "full":
-        return space.full
-    if kind == "low":
-        return dict(space.low)
-
-    def between(way: float, name: str) -> int:
-        low, high = space.low[name], space.high[name]
-        return low + round(way * (high - low))
-
-    if kind == "coarse":
-        # read below the low end: fitted near it, at widths that read the cells at many places
-        way = float(torch.rand((), generator=rng))
-        return {n: min(space.high[n], round(low * (1 + way / 2))) for n, low in space.low.items()}
-    if kind == "mixed":
-        return {g.name: between(float(torch.rand((), generator=rng)), g.name) for g in space.groups}
-    way = float(torch.rand((), generator=rng))
-    return {g.name: between(way, g.name) for g in space.groups}
 
 
 def _widths_text(model: Morphable, widths: Mapping[str, int]) -> str:

@@ -1,29 +1,29 @@
-"""Generators: widths in, weights out. What all kinds share, the kinds that read stored weights, and how one is made.
+"""Generators: widths in, weights out. What every kind answers, and `nested`, the simplest.
 
-`nested` is here, `grid` in `netsmith.morphing.grid`, `inr` (the paper's) in `netsmith.morphing.inr`. All give a
-dictionary of tensors under the names of the network's state dict, of the shapes that the network has at the widths
-asked for.
+`grid` is in `netsmith.morphing.grid`, `inr` (the paper's) in `netsmith.morphing.inr`. All give a dictionary of tensors
+under the names of the network's state dict, of the shapes that the network has at the widths asked for.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from netsmith.errors import MorphError, did_you_mean
+from netsmith.errors import MorphError
 from netsmith.morphing.coordinates import Slot, first, slots
+from netsmith.morphing.preparing import Run, Subject
+from netsmith.morphing.settings import Draw, FitSettings, Order
+from netsmith.morphing.space import MorphSpace
+from netsmith.trace.chain import Chain
+from netsmith.training.engine import TrainResult
 from netsmith.training.measure import Progress
+from netsmith.training.settings import TrainSettings
 from netsmith.widths.groups import WidthGroup
-
-GENERATORS: dict[str, type[Generator]] = {}
-"""Kinds of generators by name."""
 
 
 @dataclass
@@ -41,18 +41,23 @@ class Noise:
         return (torch.rand(*shape, generator=self.source) - 0.5) * self.amount
 
 
-G = TypeVar("G", bound="Generator")
+@dataclass(frozen=True)
+class Apart:
+    """How training is divided.
+
+    Attributes:
+        each: settings of each part that is trained by itself, but for its length.
+        steps: of each such part; none where nothing is trained apart.
+        together: what is left for all widths, if any.
+    """
+
+    each: TrainSettings
+    steps: tuple[int, ...]
+    together: TrainSettings | None
 
 
-def generator(kind: str) -> Callable[[type[G]], type[G]]:
-    """Register a kind of generator under a name."""
-
-    def register(cls: type[G]) -> type[G]:
-        cls.kind = kind
-        GENERATORS[kind] = cls
-        return cls
-
-    return register
+Courses = tuple[tuple[float, TrainResult], ...]
+"""Trainings of what was trained apart, by ratio, in their order."""
 
 
 class Generator(nn.Module):
@@ -65,6 +70,10 @@ class Generator(nn.Module):
     """
 
     kind: ClassVar[str] = ""
+    order: ClassVar[Order] = "importance"
+    """The order of channels that suits the kind."""
+    repaired: tuple[str, ...] = ()
+    """Layers whose outputs `repair` sets right, once everything is trained."""
 
     def __init__(self, tensors: Mapping[str, Tensor], groups: Sequence[WidthGroup]) -> None:
         super().__init__()
@@ -74,9 +83,63 @@ class Generator(nn.Module):
         self.groups = tuple(groups)
         self.base: dict[str, int] = {g.name: g.width for g in groups}
 
-    def forward(self, widths: Mapping[str, int], noise: Noise | None = None) -> dict[str, Tensor]:
-        """The tensors at these widths (of every group), by state-dict name."""
+    @classmethod
+    def defaults(
+        cls, settings: Mapping[str, Any], model: nn.Module, space: MorphSpace, chain: Chain | None
+    ) -> dict[str, Any]:
+        """Return the settings, completed by what suits the network and the range."""
+        return dict(settings)
+
+    @classmethod
+    def check_saved(cls, settings: Mapping[str, Any]) -> None:
+        """Check the settings in a manifest, before anything is built by them. Raises ValueError."""
+
+    def forward(self, widths: Mapping[str, int], noise: Noise | None = None, coarse: bool = False) -> dict[str, Tensor]:
+        """Return the tensors at these widths (of every group), by state-dict name.
+
+        `coarse` reads what holds below the fitted range alone, in a kind that has such a part.
+        """
         raise NotImplementedError
+
+    def default_draws(self) -> tuple[Draw, ...]:
+        """Return the widths that fitting draws in turn, unless its settings say otherwise."""
+        return ("full", "random", "low", "random")
+
+    def draw(self, kind: Draw, space: MorphSpace, rng: torch.Generator) -> dict[str, int]:
+        """Return the widths of one draw. Raises MorphError for a draw that the kind does not have."""
+        if kind == "full":
+            return space.full
+        if kind == "low":
+            return dict(space.low)
+        if kind == "mixed":
+            return {n: space.between(n, float(torch.rand((), generator=rng))) for n in space.names}
+        if kind == "random":
+            way = float(torch.rand((), generator=rng))
+            return {n: space.between(n, way) for n in space.names}
+        raise MorphError(f"the generator '{self.kind}' has no '{kind}' (fitting.draws) to draw: leave it out")
+
+    def check_fitted(self, space: MorphSpace) -> None:
+        """Raise MorphError where there is nothing to fit on the space."""
+
+    def divide(self, images: int, training: TrainSettings, fitting: FitSettings) -> Apart:
+        """Divide a training into what is trained apart, and what is fitted at all widths together."""
+        return Apart(training, (), training)
+
+    def fit_apart(
+        self,
+        subject: Subject,
+        orders: Mapping[str, Sequence[int]],
+        apart: Apart,
+        fitting: FitSettings,
+        run: Run,
+        *,
+        ranking: Callable[[], Iterable[Tensor]] | None = None,
+    ) -> tuple[Courses, dict[str, tuple[int, ...]]]:
+        """Train what is trained apart, in place; see `netsmith.morphing.keyframes.fit_keyframes`."""
+        raise NotImplementedError
+
+    def repair(self, read: Callable[[Mapping[str, int]], nn.Module], images: Tensor) -> None:
+        """Set the outputs of the `repaired` layers right, in place: `read` gives the network at some widths."""
 
     def begin(
         self,
@@ -121,32 +184,11 @@ class Generator(nn.Module):
         """Round what is fitted to the precision in which it is saved: from now on this is what an artifact gives."""
 
 
-def make_generator(
-    kind: str, tensors: Mapping[str, Tensor], groups: Sequence[WidthGroup], settings: Mapping[str, Any] | None = None
-) -> Generator:
-    """A generator of a kind; raises MorphError for an unknown kind or settings it does not have."""
-    if kind not in GENERATORS:  # the kinds of other modules register themselves when they are imported
-        raise MorphError(f"unknown generator '{kind}'. {did_you_mean(kind, GENERATORS)}")
-    given, hints = dict(settings or {}), get_type_hints(GENERATORS[kind].__init__)
-    known = [name for name in inspect.signature(GENERATORS[kind]).parameters if name not in ("tensors", "groups")]
-    for name, value in tuple(given.items()):
-        if name not in known:
-            hint = did_you_mean(name, known) or "It has none."
-            raise MorphError(f"the generator '{kind}' has no setting '{name}'. {hint}")
-        try:
-            given[name] = TypeAdapter(hints[name]).validate_python(value, strict=True)
-        except ValidationError as error:
-            wanted = inspect.formatannotation(hints[name]).removeprefix("collections.abc.")
-            raise MorphError(f"{name} of the generator '{kind}' must be {wanted}, not {value!r}") from error
-    return GENERATORS[kind](tensors, groups, **given)
-
-
 def key(name: str) -> str:
     """A state-dict name as the name of a parameter, where dots are not allowed."""
     return name.replace(".", "/")
 
 
-@generator("nested")
 class Nested(Generator):
     """Width `n` takes the first `n` channels (Yu et al., "Slimmable Neural Networks", ICLR 2019).
 
@@ -154,10 +196,12 @@ class Nested(Generator):
     over is divided, so that the function is kept (Chen et al., "Net2Net", ICLR 2016).
     """
 
+    kind = "nested"
+
     def __init__(self, tensors: Mapping[str, Tensor], groups: Sequence[WidthGroup]) -> None:
         super().__init__(tensors, groups)
         self.stored = nn.ParameterDict({key(s.name): nn.Parameter(tensors[s.name].clone()) for s in self.slots})
 
-    def forward(self, widths: Mapping[str, int], noise: Noise | None = None) -> dict[str, Tensor]:
+    def forward(self, widths: Mapping[str, int], noise: Noise | None = None, coarse: bool = False) -> dict[str, Tensor]:
         """See `Generator.forward`; there is nothing for noise to move."""
         return {s.name: first(s, self.stored[key(s.name)], self.base, self.base, widths) for s in self.slots}

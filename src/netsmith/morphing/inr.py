@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -28,7 +28,10 @@ from netsmith.files.cache import digest
 from netsmith.limits import amount, memory
 from netsmith.morphing.coordinates import along, cells
 from netsmith.morphing.features import ROWS, Part, View, fourier, part, runs, view
-from netsmith.morphing.generator import Generator, Noise, generator
+from netsmith.morphing.generator import Generator, Noise
+from netsmith.morphing.settings import Order
+from netsmith.morphing.space import MorphSpace
+from netsmith.trace.chain import Chain
 from netsmith.training.checkpoint import (
     another_run,
     load_optimizer,
@@ -44,6 +47,9 @@ from netsmith.widths.groups import Axis, WidthGroup
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """What the products may be computed in; weights come out in float32 from both."""
+
+WARM_START = 1000
+"""Steps in which the base's weights are learned before fitting, unless the settings say otherwise."""
 
 WARM = "warm-start.safetensors"
 """The state of a warm start in a folder of checkpoints."""
@@ -163,7 +169,6 @@ class Plans(OrderedDict[Any, Any]):
         return (Plans, ())
 
 
-@generator("inr")
 class INR(Generator):
     """Coordinates in, weights out: one residual MLP for each tensor (Yang et al., "Neural Metamorphosis", ECCV 2024).
 
@@ -188,6 +193,9 @@ class INR(Generator):
     Raises:
         MorphError: a setting out of its range, or a tensor with more than two dimensions that change with the widths.
     """
+
+    kind = "inr"
+    order: ClassVar[Order] = "smooth"
 
     def __init__(
         self,
@@ -229,6 +237,19 @@ class INR(Generator):
         self._plans = Plans()
         self._warm_start = warm_start
 
+    @classmethod
+    def defaults(
+        cls, settings: Mapping[str, Any], model: nn.Module, space: MorphSpace, chain: Chain | None
+    ) -> dict[str, Any]:
+        """Start warm, unless the settings say otherwise."""
+        return {"warm_start": WARM_START, **settings}
+
+    @classmethod
+    def check_saved(cls, settings: Mapping[str, Any]) -> None:
+        """See `Generator.check_saved`."""
+        if "warm_start" in settings:
+            raise ValueError("warm_start is never saved: its result is in the tensors")
+
     def begin(
         self,
         tensors: Mapping[str, Tensor],
@@ -244,7 +265,7 @@ class INR(Generator):
         """All but `warm_start`: its result is in the tensors."""
         return dict(self._settings)
 
-    def forward(self, widths: Mapping[str, int], noise: Noise | None = None) -> dict[str, Tensor]:
+    def forward(self, widths: Mapping[str, int], noise: Noise | None = None, coarse: bool = False) -> dict[str, Tensor]:
         """See `Generator.forward`. Noise moves each channel of each tensor by itself, along outputs and inputs."""
         found: dict[str, Tensor] = {}
         for views, one, values, mean, std in self._values(widths, noise):

@@ -5,28 +5,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from netsmith.data.splits import Splits
 from netsmith.distributed.processes import agree
 from netsmith.morphing.coordinates import first, slots
-from netsmith.morphing.finetuning import Teacher, finetuned, optimizer_steps
-from netsmith.morphing.fit import FitSettings
-from netsmith.morphing.grid import Grid, way_down
+from netsmith.morphing.finetuning import Memory, Teacher, finetuned, optimizer_steps
+from netsmith.morphing.frames import Frames, way_down
+from netsmith.morphing.generator import Apart, Courses
 from netsmith.morphing.importance import by_importance, channel_importance
-from netsmith.morphing.memory import Memory
-from netsmith.morphing.preparing import Prepared, with_norms
+from netsmith.morphing.preparing import Prepared, Run, Subject, with_norms
 from netsmith.morphing.recalibrating import recalibrated
+from netsmith.morphing.settings import FitSettings
 from netsmith.morphing.split import split, untouched_front
 from netsmith.networks.network import Network
 from netsmith.trace.chain import Chain
-from netsmith.training.engine import Progress, TrainResult
+from netsmith.training.engine import TrainResult
 from netsmith.training.session import placed
 from netsmith.training.settings import TrainSettings
-from netsmith.training.tasks import Task
 from netsmith.widths.folding import fold_batch_norms, foldable
 from netsmith.widths.groups import WidthGroup, permute, relocate, resize
 
@@ -70,22 +67,7 @@ def own_tensors(model: nn.Module, groups: Sequence[WidthGroup], chain: Chain | N
     )
 
 
-@dataclass(frozen=True)
-class Apart:
-    """How training is divided.
-
-    Attributes:
-        each: settings of each keyframe's training, but for its length.
-        steps: of each keyframe by itself; none where they are not trained apart.
-        together: what is left for all widths, if any.
-    """
-
-    each: TrainSettings
-    steps: tuple[int, ...]
-    together: TrainSettings | None
-
-
-def divide(grid: Grid, images: int, training: TrainSettings, share: float) -> Apart:
+def divide(grid: Frames, images: int, training: TrainSettings, share: float) -> Apart:
     """Divide a training's steps among keyframes, alike, and less for those in between.
 
     Where there is no coarse set to fit, all are the keyframes'. Nothing is taken of a single epoch. Steps are whole
@@ -106,7 +88,7 @@ def divide(grid: Grid, images: int, training: TrainSettings, share: float) -> Ap
     return Apart(training, steps, left if epochs else None)
 
 
-def _around(grid: Grid) -> dict[float, tuple[float, float]]:
+def _around(grid: Frames) -> dict[float, tuple[float, float]]:
     """Of each keyframe in between, in the order of training, the ratios above and below that are trained before it."""
     there, found = [r for r in grid.keyframes if r not in grid.inbetweens], {}
     for ratio in grid.inbetweens:
@@ -140,21 +122,15 @@ class _Learned:
 
 
 def fit_keyframes(
-    grid: Grid,
-    network: Network,
-    prepared: Prepared,
+    grid: Frames,
+    subject: Subject,
     orders: Mapping[str, Sequence[int]],
-    data: Splits,
-    task: Task,
-    training: TrainSettings,
+    apart: Apart,
     fitting: FitSettings,
-    steps: Sequence[int],
+    run: Run,
     *,
     ranking: Callable[[], Iterable[Tensor]] | None = None,
-    checkpoints: Path | None = None,
-    progress: Progress | None = None,
-    device: str | None = None,
-) -> tuple[tuple[tuple[float, TrainResult], ...], dict[str, tuple[int, ...]]]:
+) -> tuple[Courses, dict[str, tuple[int, ...]]]:
     """Train the network of each keyframe by itself, and let the grid learn them.
 
     First those that are not in between, from the highest to the lowest: each begins as the first channels of the one
@@ -168,19 +144,13 @@ def fit_keyframes(
 
     Args:
         grid: its keyframes are set, in place.
-        network: the base.
-        prepared: its copy, in the grid's order of channels; reordered in place, as the grid is.
+        subject: base, data and task; its prepared copy, in the grid's order of channels, is reordered as the grid is.
         orders: that order by group.
-        data: its test part is not touched.
-        task: whose loss it is.
-        training: of each.
+        apart: training of each, and the steps of each keyframe but the first.
         fitting: distillation, temperature, views, and memory for features.
-        steps: of each keyframe but the first.
+        run: where to compute, the folder from which this goes on after an interruption, and whom to tell.
         ranking: preprocessed training images, the same each time, by which channels are ranked anew; None keeps their
             order.
-        checkpoints: folder from which this goes on after an interruption.
-        progress: told how far it is.
-        device: where to compute.
 
     Returns:
         Ratio and course of each training, in their order; and by group, where each channel was before: base and grid
@@ -189,41 +159,34 @@ def fit_keyframes(
     Raises:
         TrainingError: a loss that is not finite, or a checkpoint of another run.
     """
-    base, groups = _start(grid, network, prepared, orders)
+    prepared = subject.prepared
+    base, groups = _start(grid, subject.network, prepared, orders)
     learned = _learned(grid, base, prepared)
-    teacher, fronts = Teacher(network.model), Memory(fitting.cache_mb * 2**20)
+    teacher, fronts = Teacher(subject.network.model), Memory(fitting.cache_mb * 2**20)
     made = {1.0: base}
     courses: list[tuple[float, TrainResult]] = []
     moved = {g.name: tuple(range(g.width)) for g in groups}
-
-    def anew(model: nn.Module) -> None:
-        recalibrated(
-            model, network.model, data, network.preprocess, task,
-            augment=training.augment, images=_IMAGES, seed=training.seed, device=device, norms=learned.norms,
-        )  # fmt: skip
-        agree(model.buffers(), device)
-
-    around, counts = _around(grid), dict(zip(grid.keyframes[1:], steps, strict=True))
+    around, counts = _around(grid), dict(zip(grid.keyframes[1:], apart.steps, strict=True))
     for ratio in (*(r for r in counts if r not in around), *around):
         if ratio in around:
             model = _mean(grid, groups, made, *around[ratio], ratio)
-            anew(model)
+            _recalibrate(model, subject, apart.each, learned, run)
         else:
             above = min(made)
             if ranking is not None and above < 1:
-                moved = _ranked_anew(grid, groups, made, above, ranking(), moved, device)
+                moved = _ranked_anew(grid, groups, made, above, ranking(), moved, run.device)
             model = resize(made[above], relocate(groups, grid.widths_at(above)), grid.widths_at(ratio))
         parts = split(model.eval(), prepared.example, learned.parameters)
         prefix = "" if parts is None else "whole."
         course = finetuned(
-            model if parts is None else parts, network, data, task, training, counts[ratio],
+            model if parts is None else parts, subject.network, subject.data, subject.task, apart.each, counts[ratio],
             distillation=fitting.distillation, temperature=fitting.temperature, views=fitting.views,
             first_view=sum(len(course.history) for _, course in courses) % fitting.views, teacher=teacher,
             parameters={prefix + name for name in learned.parameters}, fronts=fronts,
-            checkpoint_dir=None if checkpoints is None else checkpoints / f"keyframe-{ratio:g}",
-            called=f"keyframe {ratio:g}", progress=progress, device=device,
+            checkpoint_dir=None if run.checkpoints is None else run.checkpoints / f"keyframe-{ratio:g}",
+            called=f"keyframe {ratio:g}", progress=run.progress, device=run.device,
         )  # fmt: skip
-        anew(model)
+        _recalibrate(model, subject, apart.each, learned, run)
         made[ratio] = model.eval()
         courses.append((ratio, course))
     for group in grid.groups:
@@ -236,8 +199,17 @@ def fit_keyframes(
     return tuple(courses), moved
 
 
+def _recalibrate(model: nn.Module, subject: Subject, training: TrainSettings, learned: _Learned, run: Run) -> None:
+    """Give the norms that the grid generates statistics of their own, the same in every process."""
+    recalibrated(
+        model, subject.network.model, subject.data, subject.network.preprocess, subject.task,
+        augment=training.augment, images=_IMAGES, seed=training.seed, device=run.device, norms=learned.norms,
+    )  # fmt: skip
+    agree(model.buffers(), run.device)
+
+
 def _ranked_anew(
-    grid: Grid,
+    grid: Frames,
     groups: Sequence[WidthGroup],
     made: Mapping[float, nn.Module],
     lowest: float,
@@ -261,7 +233,7 @@ def _ranked_anew(
 
 @torch.no_grad()
 def _mean(
-    grid: Grid, groups: Sequence[WidthGroup], made: Mapping[float, nn.Module], high: float, low: float, ratio: float
+    grid: Frames, groups: Sequence[WidthGroup], made: Mapping[float, nn.Module], high: float, low: float, ratio: float
 ) -> nn.Module:
     """A network between two: the first channels of the wider, moved towards the narrower where that has them."""
     wide, middle, few = (grid.widths_at(r) for r in (high, ratio, low))
@@ -284,7 +256,7 @@ def _mean(
 
 
 def _start(
-    grid: Grid, network: Network, prepared: Prepared, orders: Mapping[str, Sequence[int]]
+    grid: Frames, network: Network, prepared: Prepared, orders: Mapping[str, Sequence[int]]
 ) -> tuple[nn.Module, Sequence[WidthGroup]]:
     """The base in the grid's order of channels, with its batch norms; without them where its groups are then others."""
     found = with_norms(network, prepared, grid.groups)
@@ -295,7 +267,7 @@ def _start(
     return found
 
 
-def _learned(grid: Grid, twin: nn.Module, prepared: Prepared) -> _Learned:
+def _learned(grid: Frames, twin: nn.Module, prepared: Prepared) -> _Learned:
     generated = {slot.name for slot in grid.slots}
     folding = foldable(twin, prepared.example) if prepared.folded else {}
     names = dict(twin.named_parameters())

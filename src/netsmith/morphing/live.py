@@ -9,19 +9,67 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
+from netsmith import limits
 from netsmith.errors import BudgetError, MorphError
 from netsmith.morphing.coordinates import check_affordable
+from netsmith.morphing.generator import Noise
 from netsmith.morphing.morphable import Morphable
-from netsmith.morphing.sample import EXACT, Sampling, sample_tensors
 from netsmith.networks.pretrained import Pretrained
 from netsmith.records.architecture import architecture, note
 from netsmith.search.budget import format_count
 from netsmith.trace.cost import count_macs, count_params, measure_latency
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How weights are read: the mean of `reads` noisy reads, or one exact read.
+
+    Attributes:
+        reads: K; 1 reads once.
+        noise: coordinate noise of each read, in cells; 0 makes all reads equal, so that one is enough.
+        seed: of the noise.
+    """
+
+    reads: int = 1
+    noise: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.reads <= limits.COUNT:
+            raise MorphError(f"the number of reads must be from 1 to {limits.COUNT}, not {self.reads}")
+        if not 0 <= self.noise <= limits.WIDTH:
+            raise MorphError(f"noise must be from 0 to {limits.WIDTH} cells, not {self.noise:g}")
+
+
+EXACT = Sampling()
+"""One read without noise."""
+
+
+@torch.no_grad()
+def sample_tensors(morphable: Morphable, widths: Mapping[str, int], how: Sampling = EXACT) -> dict[str, Tensor]:
+    """The generated tensors at these widths: the mean over K noisy reads (Yang et al., 2024, section 3.4).
+
+    One running mean is kept, so memory does not grow with K, and no network is copied.
+    """
+    if how.noise == 0 or how.reads == 1:
+        noise = Noise(how.noise, torch.Generator().manual_seed(how.seed)) if how.noise else None
+        return morphable.tensors(widths, noise)
+    source = torch.Generator().manual_seed(how.seed)
+    mean: dict[str, Tensor] = {}
+    for k in range(how.reads):
+        read = morphable.tensors(widths, Noise(how.noise, source))
+        if not mean:
+            mean = {name: value.clone() for name, value in read.items()}
+            continue
+        for name, value in read.items():
+            mean[name].lerp_(value, 1.0 / (k + 1))
+    return mean
 
 
 @dataclass(frozen=True)
@@ -32,6 +80,24 @@ class Size:
     params: int
     macs: int
     widths: Mapping[str, int]
+
+
+Asked = float | int | Mapping[str, int | float]
+"""A size: a ratio, or widths by group."""
+
+
+class Request(TypedDict, total=False):
+    """What else a size may be asked for by (`MorphableModel.widths_for`)."""
+
+    ratio: float | int | None
+    widths: Mapping[str, int | float] | None
+    params: float | int | None
+    macs: float | int | None
+    latency_ms: float | int | None
+    batch: int
+
+
+_REQUESTS = ("ratio", "widths", "params", "macs", "latency_ms")
 
 
 @dataclass(frozen=True)
@@ -110,21 +176,10 @@ class MorphableModel(Pretrained, nn.Module):
         return served.network(x)
 
     def set_size(
-        self,
-        size: float | int | Mapping[str, int | float] | None = None,
-        *,
-        ratio: float | int | None = None,
-        widths: Mapping[str, int | float] | None = None,
-        params: float | int | None = None,
-        macs: float | int | None = None,
-        latency_ms: float | int | None = None,
-        batch: int = 1,
-        how: Sampling = EXACT,
+        self, size: Asked | None = None, *, how: Sampling = EXACT, **request: Unpack[Request]
     ) -> dict[str, int]:
         """Serve another size from the next call on; returns its widths. Requests and errors: see `widths_for`."""
-        found = self.widths_for(
-            size, ratio=ratio, widths=widths, params=params, macs=macs, latency_ms=latency_ms, batch=batch
-        )
+        found = self.widths_for(size, **request)
         self._warn(found)
         self._serve(found, how)
         return found
@@ -174,22 +229,9 @@ class MorphableModel(Pretrained, nn.Module):
 
     # --- networks of their own ----------------------------------------------------------------------------------------
 
-    def at(
-        self,
-        size: float | int | Mapping[str, int | float] | None = None,
-        *,
-        ratio: float | int | None = None,
-        widths: Mapping[str, int | float] | None = None,
-        params: float | int | None = None,
-        macs: float | int | None = None,
-        latency_ms: float | int | None = None,
-        batch: int = 1,
-        how: Sampling = EXACT,
-    ) -> nn.Module:
+    def at(self, size: Asked | None = None, *, how: Sampling = EXACT, **request: Unpack[Request]) -> nn.Module:
         """A plain network of its own in evaluation mode at a size: see `widths_for` for requests and errors."""
-        found = self.widths_for(
-            size, ratio=ratio, widths=widths, params=params, macs=macs, latency_ms=latency_ms, batch=batch
-        )
+        found = self.widths_for(size, **request)
         self._warn(found)
         with self._lock:
             served = self._cache.get((*found.values(), how))
@@ -212,17 +254,7 @@ class MorphableModel(Pretrained, nn.Module):
 
     # --- sizes --------------------------------------------------------------------------------------------------------
 
-    def widths_for(
-        self,
-        size: float | int | Mapping[str, int | float] | None = None,
-        *,
-        ratio: float | int | None = None,
-        widths: Mapping[str, int | float] | None = None,
-        params: float | int | None = None,
-        macs: float | int | None = None,
-        latency_ms: float | int | None = None,
-        batch: int = 1,
-    ) -> dict[str, int]:
+    def widths_for(self, size: Asked | None = None, **request: Unpack[Request]) -> dict[str, int]:
         """The widths of every group for one request.
 
         Args:
@@ -240,28 +272,26 @@ class MorphableModel(Pretrained, nn.Module):
             BudgetError: a budget below the smallest network (one channel a group) or above the largest (the base's
                 widths, or the highest fitted ratio above them); the message has both.
         """
-        asked = {"ratio": ratio, "widths": widths, "params": params, "macs": macs, "latency_ms": latency_ms}
-        given = [name for name, value in {"size": size, **asked}.items() if value is not None]
-        if len(given) != 1:
+        asked: dict[str, Any] = {"size": size, **request}
+        batch = asked.pop("batch", 1)
+        given = {name: value for name, value in asked.items() if value is not None}
+        what, value = next(iter(given.items()), ("", 0))
+        if len(given) != 1 or what not in ("size", *_REQUESTS):
             raise MorphError(
-                f"ask for one of {', '.join(asked)} (or a size, a ratio or widths by its type), "
+                f"ask for one of {', '.join(_REQUESTS)} (or a size, a ratio or widths by its type), "
                 f"not {' and '.join(given) or 'none'}"
             )
-        space, wanted = self.morphable.space, None
-        if isinstance(size, Mapping) or widths is not None:
-            wanted = space.of(size if isinstance(size, Mapping) else widths or {})
-        for value in (size, ratio):
-            if value is not None and not isinstance(value, Mapping):
-                wanted = space.at(float(value))
-        if wanted is not None:
-            check_affordable(self.morphable.generator.slots, space.full, wanted)
-            return wanted
-        if latency_ms is not None:
-            return self._within_latency(float(latency_ms), batch)
-        if params is not None:
-            return self._widest("params", float(params), lambda w: float(self.sizes(w)[0]))
-        assert macs is not None
-        return self._widest("macs", float(macs), lambda w: float(self.sizes(w)[1]))
+        space = self.morphable.space
+        if what in ("size", "ratio", "widths"):
+            widths = space.of(value) if isinstance(value, Mapping) else space.at(float(value))
+            check_affordable(self.morphable.generator.slots, space.full, widths)
+            return widths
+        if what == "latency_ms":
+            largest = space.at(self._top())
+            if value >= self.latency(largest, batch):
+                return largest
+            return self._widest(what, float(value), lambda w: self.latency(w, batch))
+        return self._widest(what, float(value), lambda w: float(self.sizes(w)[what == "macs"]))
 
     def sizes(self, widths: Mapping[str, int]) -> tuple[int, int]:
         """Params and MACs (of one input) of the whole network at these widths."""
@@ -292,12 +322,6 @@ class MorphableModel(Pretrained, nn.Module):
     def _top(self) -> float:
         """The highest ratio that a budget may give: the base's own, or the highest fitted one above it."""
         return max(1.0, self.morphable.space.ratios[1])
-
-    def _within_latency(self, bound: float, batch: int) -> dict[str, int]:
-        largest = self.morphable.space.at(self._top())
-        if bound >= self.latency(largest, batch):
-            return largest
-        return self._widest("latency_ms", bound, lambda w: self.latency(w, batch))
 
     def _widest(self, what: str, bound: float, cost: Callable[[Mapping[str, int]], float]) -> dict[str, int]:
         """The widths of the highest ratio, up to the top one, whose cost is within the bound."""

@@ -11,7 +11,6 @@ from torch.func import functional_call
 
 from netsmith.errors import MorphError
 from netsmith.morphing.generator import Generator, Noise
-from netsmith.morphing.grid import Grid
 from netsmith.morphing.space import MorphSpace
 from netsmith.morphing.split import halves
 from netsmith.trace.chain import Chain
@@ -70,13 +69,10 @@ class Morphable(nn.Module):
             return self._split[0](x)
 
     def tensors(self, widths: Mapping[str, int], noise: Noise | None = None, coarse: bool = False) -> dict[str, Tensor]:
-        """The generated tensors, in full precision; `coarse` reads a grid's coarse set alone."""
+        """The generated tensors, in full precision; `coarse` is that of `Generator.forward`."""
         device = next(iter(self.base.parameters())).device.type
         with torch.autocast(device, enabled=False):
-            if coarse and isinstance(self.generator, Grid):
-                made = self.generator(widths, noise, coarse=True)
-            else:
-                made = self.generator(widths, noise)
+            made = self.generator(widths, noise, coarse)
         # statistics of batch norms are read, not learned
         return {name: value.detach() if name in self._statistics else value for name, value in made.items()}
 
@@ -99,7 +95,7 @@ class Morphable(nn.Module):
 
     @contextmanager
     def at_widths(self, widths: Mapping[str, int], coarse: bool = False) -> Iterator[Morphable]:
-        """`forward` runs at these widths meanwhile; with `coarse` it reads a grid's coarse set alone."""
+        """`forward` runs at these widths meanwhile; `coarse` is that of `Generator.forward`."""
         before = self.widths, self.coarsely
         self.widths, self.coarsely = dict(widths), coarse
         try:

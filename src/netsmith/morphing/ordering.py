@@ -4,34 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from torch import Tensor, nn
 
 from netsmith.data.splits import Splits
 from netsmith.morphing.importance import by_importance, channel_importance, ranking_images
-from netsmith.morphing.paths import channel_order
+from netsmith.morphing.paths import reproducible_order
+from netsmith.morphing.settings import Order
 from netsmith.morphing.smooth import WeightPicture, weight_picture
 from netsmith.morphing.space import MorphSpace
 from netsmith.networks.network import Network
 from netsmith.widths.groups import WidthGroup, entries, permute
-
-Order = Literal["auto", "importance", "smooth", "none"]
 
 
 @dataclass(frozen=True)
 class GroupOrder:
     """Total variation of one group: the sum of L1 distances between neighbouring channels, before and after.
 
-    `bound` is a lower bound of any order's, where one was sought; `deterministic` is false where a solver may give
-    another order the next time.
+    `deterministic` is false where a solver may give another order the next time.
     """
 
     name: str
     width: int
     before: float
     after: float
-    bound: float | None
     deterministic: bool
 
 
@@ -72,7 +68,7 @@ def order_channels(
         network: its preprocessing.
         data: training images by which importance is measured.
         order: what to do.
-        solver: of smooth orders.
+        solver: of smooth orders; "auto" is a deterministic one (`reproducible_order`).
         images: how many training images.
         seed: of what is drawn.
 
@@ -86,9 +82,9 @@ def order_channels(
     orders, found = {}, []
     for group in space.groups:
         rows = entries(tensors, group)
-        orders[group.name], bound, same = _one(rows, group, space, order, solver, scores, seed)
+        orders[group.name], same = _one(rows, group, space, order, solver, scores, seed)
         placed = rows[list(orders[group.name])]
-        found.append(GroupOrder(group.name, group.width, _variation(rows), _variation(placed), bound, same))
+        found.append(GroupOrder(group.name, group.width, _variation(rows), _variation(placed), same))
     shown = space.groups[-1]
     before = weight_picture(model, shown)
     for group in space.groups:
@@ -99,7 +95,7 @@ def order_channels(
 def reordered(ordered: Ordered, model: nn.Module, space: MorphSpace, moved: Mapping[str, Sequence[int]]) -> Ordered:
     """What `ordered` says, after the network it ordered was reordered once more: channel `j` was at `moved[group][j]`.
 
-    Total variations are those of the new order, which no solver made; a bound of one order is one of every order.
+    Total variations are those of the new order, which no solver made.
     """
     tensors = dict(model.state_dict())
     orders = {name: tuple(order[k] for k in moved[name]) for name, order in ordered.orders.items()}
@@ -118,17 +114,17 @@ def _one(
     solver: str,
     scores: Mapping[str, Tensor],
     seed: int,
-) -> tuple[tuple[int, ...], float | None, bool]:
-    """Order, lower bound and whether it comes out the same again, of one group."""
+) -> tuple[tuple[int, ...], bool]:
+    """Return the order of one group, and whether it comes out the same again."""
     if order == "smooth":
-        path = channel_order(rows, solver=solver, seed=seed)
-        return path.order, path.bound, path.deterministic
+        path = reproducible_order(rows, solver, seed)
+        return path.order, path.deterministic
     if order != "importance":
-        return tuple(range(group.width)), None, True
+        return tuple(range(group.width)), True
     ranked = by_importance(scores[group.name])
     always = ranked[: min(space.low[group.name], group.width)]
-    path = channel_order(rows[list(always)], solver=solver, seed=seed)
-    return tuple(always[k] for k in path.order) + ranked[len(always) :], None, path.deterministic
+    path = reproducible_order(rows[list(always)], solver, seed)
+    return tuple(always[k] for k in path.order) + ranked[len(always) :], path.deterministic
 
 
 def _variation(rows: Tensor) -> float:

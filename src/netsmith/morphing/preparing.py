@@ -1,18 +1,31 @@
-"""The base network made ready: a copy with its batch norms folded, and its proven width groups."""
+"""The base network made ready, and what the steps of morphing share."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from netsmith.data.splits import Splits
 from netsmith.networks.network import Network
 from netsmith.networks.preprocess import remember
+from netsmith.training.measure import Progress
+from netsmith.training.tasks import Task
 from netsmith.widths.folding import fold_batch_norms
 from netsmith.widths.groups import WidthGroup, WidthGroups, width_groups
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a step computes, the folder in which long work keeps its state to go on from, and whom it tells."""
+
+    device: str = "cpu"
+    checkpoints: Path | None = None
+    progress: Progress | None = None
 
 
 @dataclass
@@ -23,6 +36,16 @@ class Prepared:
     groups: WidthGroups
     folded: bool
     example: Tensor
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is morphed: the base as it came, what it is for, and its prepared copy."""
+
+    network: Network
+    data: Splits
+    task: Task
+    prepared: Prepared
 
 
 def prepare(network: Network, *, fold: bool = True) -> Prepared:

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from netsmith.data.splits import Splits
-from netsmith.morphing.grid import Grid, way_down
-from netsmith.morphing.morphable import Morphable
+from netsmith.morphing.frames import Frames, way_down
 from netsmith.widths.groups import WidthGroup
 
 _PLACES = 2**19
@@ -48,18 +47,18 @@ def probe_images(data: Splits, shape: Sequence[int], seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def repair(morphable: Morphable, grid: Grid, images: Tensor) -> None:
+def repair(grid: Frames, read: Callable[[Mapping[str, int]], nn.Module], images: Tensor) -> None:
     """Set the factors of a grid's repaired layers, in place; it has none yet. Some widths between each two keyframes.
 
     There the mean and deviation of a layer's outputs, channel by channel, become the means of those that the two
     keyframes' networks have (Jordan et al., "REPAIR", ICLR 2023, section 3), from the first layer to the last.
 
     Args:
-        morphable: what is read.
-        grid: its generator.
+        grid: whose factors are set.
+        read: gives the network at some widths.
         images: training images, preprocessed, in one batch.
     """
-    ends = {r: _outputs(morphable.module(grid.widths_at(r)), grid.repaired, images) for r in grid.keyframes}
+    ends = {r: _outputs(read(grid.widths_at(r)), grid.repaired, images) for r in grid.keyframes}
     for place, ratio in enumerate(grid.between):
         high, low = next((h, k) for h, k in pairwise(grid.keyframes) if k < ratio < h)
         share = 1 - way_down(high, low, ratio)  # of the wider network
@@ -70,7 +69,7 @@ def repair(morphable: Morphable, grid: Grid, images: Tensor) -> None:
         }
         if not wanted:
             continue
-        plain = morphable.module(grid.widths_at(ratio))
+        plain = read(grid.widths_at(ratio))
         for layer, (factor, shift) in _corrections(plain, wanted, images).items():
             grid.set_repair(place, layer, factor, shift)
 

@@ -9,23 +9,28 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from netsmith.artifacts.artifact import builder, loader, read_manifest, read_tensors, save_artifact, saver
+from netsmith.artifacts.artifact import build, builder, loader, read_manifest, read_tensors, save_artifact, saver
 from netsmith.artifacts.manifest import check_fields
 from netsmith.errors import ArtifactError, NetsmithError
 from netsmith.files.output import to_json
+from netsmith.morphing.coordinates import check_affordable, slots
 from netsmith.morphing.fields import SampledFields
-from netsmith.morphing.rebuilding import SAMPLED, rebuilt
 from netsmith.morphing.recalibrating import has_statistics
 from netsmith.networks.licences import licence_lines
 from netsmith.networks.preprocess import Preprocess, remember
 from netsmith.networks.running import check_runs
 from netsmith.networks.weights import load_state
 from netsmith.records.architecture import architecture, note
+from netsmith.trace.checks import original, unusable
 from netsmith.trace.cost import count_macs, count_params
+from netsmith.widths.check import check_groups
+from netsmith.widths.folding import fold_batch_norms
+from netsmith.widths.groups import resize
 
-KIND = SAMPLED
+KIND = "sampled"
 WEIGHTS = "weights.safetensors"
 _OTHER_LAYERS = (
     "layers or their settings differ (an activation, a stride, an eps, a new head). Change a network before it is "
@@ -130,3 +135,45 @@ def _card(manifest: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def rebuilt(manifest: Mapping[str, Any], where: str, into: nn.Module | None = None) -> nn.Module:
+    """Return the network that a manifest describes, its weights still to be loaded.
+
+    A network of the kind `sampled` is made of its base as it was then: folded, resized, perhaps several times. `into`
+    is a network of the class that it all began with, needed where no source builds one.
+
+    Raises:
+        ArtifactError: the manifest lacks something, or there is nothing to build the network from.
+        ChannelError: `into` is another network.
+    """
+    steps: list[SampledFields] = []
+    while manifest.get("kind") == KIND:
+        steps.insert(0, check_fields(manifest, SampledFields, where))
+        manifest = steps[0].base
+    if into is None and manifest.get("kind") == "module":
+        named = str(manifest.get("source", ""))[7:200]
+        raise ArtifactError(
+            f"{where} began as a module ({named}) that no source string builds again. Build one as it was before "
+            f"and pass it: netsmith.load('{where}', into=module). A network that netsmith.load_source built needs none."
+        )
+    if into is not None and (reason := unusable(into)):
+        raise ArtifactError(f"into: {reason}.")
+    model = build(manifest) if into is None else original(into)
+    for step in steps:
+        model = _made(model, step, where)
+    return model
+
+
+def _made(model: nn.Module, step: SampledFields, where: str) -> nn.Module:
+    """Return a network made of `model` by one step."""
+    size, groups = step.shape, tuple(group.group() for group in step.groups)
+    if size is not None:
+        check_runs(model, size, where)
+    if step.folded and size is not None:
+        model = fold_batch_norms(model, torch.randn(2, *size, generator=torch.Generator().manual_seed(0)))
+    if not groups:
+        return model
+    check_groups(model, groups)
+    check_affordable(slots(model.state_dict(), groups), {g.name: g.width for g in groups}, step.widths)
+    return resize(model, groups, step.widths)

@@ -19,11 +19,12 @@ from netsmith.files.output import write_json
 from netsmith.files.paths import portable
 from netsmith.formats import metric_text
 from netsmith.morphing.fields import MorphFields
-from netsmith.morphing.generator import make_generator
+from netsmith.morphing.kinds import make_generator
 from netsmith.morphing.live import MorphableModel
+from netsmith.morphing.measuring import WidthResult
 from netsmith.morphing.morphable import Morphable
-from netsmith.morphing.pipeline import Morphed, WidthResult
-from netsmith.morphing.rebuilding import rebuilt
+from netsmith.morphing.pipeline import Morphed
+from netsmith.morphing.sampled import rebuilt
 from netsmith.networks.building import bounded
 from netsmith.networks.licences import licence_lines
 from netsmith.networks.network import Network
@@ -214,7 +215,6 @@ def details_of(result: Morphed, size: int, config: Mapping[str, Any] | None = No
         return {**asdict(p), primary: split(p.metrics), "pictures": shown}
 
     ordered = result.ordered
-    bounds = [g.bound for g in ordered.groups if g.bound is not None]
     saved = generator.saved().values()
     return Details(
         base={
@@ -249,7 +249,6 @@ def details_of(result: Morphed, size: int, config: Mapping[str, Any] | None = No
             "deterministic": all(g.deterministic for g in ordered.groups),
             "before": sum(g.before for g in ordered.groups),
             "after": sum(g.after for g in ordered.groups),
-            "bound": sum(bounds) if len(bounds) == len(ordered.groups) else None,
             "groups": [asdict(g) for g in ordered.groups],
             "picture": {
                 "tensor": ordered.picture[0].tensor,

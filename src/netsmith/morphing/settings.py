@@ -1,23 +1,103 @@
-"""Settings of morphing, and names that a config may give. Without what they stand for."""
+"""Settings of morphing: the sections of its config. Without what they stand for."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from netsmith import limits
+from netsmith.errors import MorphError
+from netsmith.training.settings import TrainSettings
 
-GENERATORS = ("nested", "grid", "inr")
-SOLVERS = ("auto", "3opt", "2opt", "exact", "greedy", "random", "fast-tsp")
+Kind = Literal["nested", "grid", "inr"]
+Order = Literal["auto", "importance", "smooth", "none"]
+Solver = Literal["auto", "exact", "fast-tsp", "2opt", "greedy", "random"]
+SOLVERS: tuple[str, ...] = get_args(Solver)
+Norms = Literal["fold", "keep"]
+Range = tuple[float, float] | tuple[int, int]
+"""Lowest and highest width: ratios (floats) or channel counts (integers)."""
 
 Draw = Literal["full", "low", "random", "mixed", "keyframe", "coarse"]
 
 
-class FitSettings(BaseModel):
-    """What a step draws, and what its loss is made of; how weights then change is in `TrainSettings`."""
-
+class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def checked_range(low: Any, high: Any) -> Range:
+    """Return a range as channel counts, where both ends are whole numbers, or else as ratios. Raises ValueError."""
+    for number in (low, high):
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise ValueError(f"expected ratios (0.25) or channel counts (16), got {number!r}")
+        if number <= 0:
+            raise ValueError(f"a width must be above 0, got {number}")
+        if number > limits.WIDTH:
+            raise ValueError(f"a width is at most {limits.WIDTH}, got {str(number)[:40]}")
+    if low > high:
+        raise ValueError(f"the range is empty: {low} is above {high}")
+    # [1, 2] are channel counts; one float makes both ratios
+    if isinstance(low, int) and isinstance(high, int):
+        return low, high
+    if high > limits.RATIO:
+        raise ValueError(
+            f"{low} to {high} are ratios, as not both are whole numbers, and go up to {limits.RATIO}; for channel "
+            f"counts give two whole numbers, such as [16, 64]"
+        )
+    return float(low), float(high)
+
+
+class SpaceSettings(_Section):
+    """What varies."""
+
+    blocks: str | tuple[str, ...] = Field(
+        default="all", description="all inner widths, last_block, or names of blocks or width groups"
+    )
+    widths: Range = Field(
+        default=(0.25, 1.0),
+        description="lowest and highest fitted width: ratios (0.25, 1.0) or channel counts (16, 64)",
+    )
+    streams: bool = Field(default=False, description="let residual streams vary too, where that is proven")
+
+    @field_validator("widths", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise ValueError(f"expected two numbers, lowest and highest, such as [0.25, 1.0]; got {value!r}")
+        return checked_range(*value)
+
+
+class OrderSettings(_Section):
+    """In which order the channels of each group come; a bare text is `by`."""
+
+    by: Order = Field(default="auto", description="importance for nested and grid, smooth for inr, or as they are")
+    solver: Solver = Field(default="auto", description="of the shortest path of a smooth order")
+    images: int = Field(
+        default=2048, ge=64, le=limits.IMAGES, description="training images by which importance is measured"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        return {"by": value} if isinstance(value, str) else value
+
+
+class GeneratorSettings(_Section):
+    """What gives the weights; a bare text is the kind."""
+
+    kind: Kind = Field(default="grid", description="grid, nested or inr")
+    settings: dict[str, Any] = Field(
+        default={}, description="of the kind: keyframes and coarse for grid; layers, hidden, frequencies ... for inr"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+
+class FitSettings(_Section):
+    """What a step draws, and what its loss is made of; how weights then change is in `TrainSettings`."""
 
     draws: tuple[Draw, ...] | None = Field(
         default=None,
@@ -67,3 +147,38 @@ class FitSettings(BaseModel):
     def coarse_alone(self) -> bool:
         """Whether nothing but a grid's coarse set is drawn."""
         return set(self.draws or ()) == {"coarse"}
+
+
+class MorphSettings(_Section):
+    """All settings of a morphing."""
+
+    space: SpaceSettings = SpaceSettings()
+    norms: Norms = Field(default="fold", description="fold batch norms into what is before them, or keep them")
+    order: OrderSettings = OrderSettings()
+    generator: GeneratorSettings = GeneratorSettings()
+    fitting: FitSettings = FitSettings()
+    training: TrainSettings | None = Field(default=None, description="null leaves the generator as it starts")
+    ratios: tuple[float, ...] = Field(
+        default=(1.0, 0.75, 0.5, 0.25), min_length=1, max_length=1000, description="at which the result is measured"
+    )
+    latency: bool = Field(default=False, description="measure milliseconds an image at each ratio, too")
+    seed: int = Field(default=0, ge=0, le=limits.INTEGER)
+
+    @field_validator("ratios")
+    @classmethod
+    def _positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if min(value) <= 0:
+            raise ValueError(f"ratios must be above 0, got {list(value)}")
+        if max(value) > limits.RATIO:
+            raise ValueError(f"ratios go up to {limits.RATIO}, got {list(value)}")
+        return tuple(dict.fromkeys(value))
+
+    def changed(self, changes: dict[str, Any]) -> MorphSettings:
+        """Return these settings with other values of some; raises MorphError for what is none."""
+        kept = {name: getattr(self, name) for name in MorphSettings.model_fields if name in self.model_fields_set}
+        try:
+            return MorphSettings.model_validate({**kept, **changes}) if changes else self
+        except ValidationError as error:
+            fault = error.errors()[0]
+            place = ".".join(str(part) for part in fault["loc"])
+            raise MorphError(f"{place}: {fault['msg'].removeprefix('Value error, ')}") from error

@@ -9,21 +9,16 @@ from typing import Literal
 
 from netsmith import limits
 from netsmith.errors import MorphError, did_you_mean
+from netsmith.morphing.settings import Range, checked_range
 from netsmith.trace.chain import Chain
 from netsmith.widths.groups import WidthGroup, WidthGroups
 
 MODES = ("all", "last_block")
 """Names that stand for many groups; anything else is the name of a block or of a group."""
 
-MOST_RATIO = limits.RATIO
-"""Highest ratio of a range: beyond it, somebody means channel counts."""
-
 Drawn = Literal["ratio", "range", "each"]
 """How widths were drawn while a generator was fitted: one ratio for all groups; also all groups equally far into their
 own ranges; or each group by itself."""
-
-Range = tuple[float, float] | tuple[int, int]
-"""Lowest and highest width: ratios (floats) or channel counts (integers)."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +75,10 @@ class MorphSpace:
             return f"{self.channels[0]} to {self.channels[1]} channels"
         low, high = self.ratios
         return f"ratios {low:.3g} to {high:.3g}"
+
+    def between(self, name: str, way: float) -> int:
+        """Return the width of a group so far on the way, 0 to 1, from its lowest to its highest."""
+        return self.low[name] + round(way * (self.high[name] - self.low[name]))
 
     def clamped(self, ratio: float | int) -> dict[str, int]:
         """Widths at one ratio, each within its fitted range."""
@@ -184,19 +183,11 @@ def morph_space(
         raise MorphError(
             "the network has no inner width that can vary; only residual streams were proven: allow them with streams"
         )
-    low, high = widths
-    counts = isinstance(low, int) and isinstance(high, int) and not isinstance(low, bool)
-    if not counts and high > MOST_RATIO:
-        raise MorphError(
-            f"{low:g} to {high:g} are ratios (not both are whole numbers), and a network {high:g} times as wide as the "
-            f"base is not made: the most is {MOST_RATIO} times. Channel counts are whole numbers, such as 16 to 64"
-        )
-    if not counts and (low == 0 or high == 0 or low < 0 or high < 0):
-        raise MorphError(f"widths must be above 0, not {low:g} to {high:g}")
-    if counts and low < 1:
-        raise MorphError(f"a width must be at least 1 channel, not {low}")
-    if low > high:
-        raise MorphError(f"the range of widths is empty: its lowest, {low:g}, is above its highest, {high:g}")
+    try:
+        low, high = checked_range(*widths)
+    except ValueError as error:
+        raise MorphError(f"widths: {error}") from error
+    counts = isinstance(low, int)
     lows = {g.name: int(low) if counts else max(1, round(low * g.width)) for g in chosen}
     highs = {g.name: int(high) if counts else max(1, round(high * g.width)) for g in chosen}
     return MorphSpace(mode, chosen, lows, highs)
