@@ -82,7 +82,7 @@ def test_mistakes_are_named(prepared):
         morph_space(prepared.groups, "all", (1.0, 0.5))
     with pytest.raises(MorphError, match="must be above 0"):
         morph_space(prepared.groups, "all", (0.0, 1.0))
-    with pytest.raises(MorphError, match=r"8\.5 to 16.0 are ratios .* for channel counts give two whole numbers"):
+    with pytest.raises(MorphError, match=r"8\.5 to 16.0 are ratios.* for channel counts give two whole numbers"):
         morph_space(prepared.groups, "all", (8.5, 16.0))
     with pytest.raises(MorphError, match="must be above 0, got 0"):
         morph_space(prepared.groups, "all", (0, 4))
