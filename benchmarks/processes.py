@@ -28,9 +28,8 @@ from netsmith.data.splits import open_data
 from netsmith.distributed import processes
 from netsmith.files.cache import Cache
 from netsmith.networks.network import load_source
-from netsmith.reassembly.recipe import FitSpec
+from netsmith.reassembly.settings import ReassemblySettings
 from netsmith.reassembly.steps import Clock, Run
-from netsmith.search.budget import Budget
 from netsmith.training.session import join
 
 DEPTHS = (20, 20, 32, 32, 44, 44, 56, 56)
@@ -57,8 +56,17 @@ def work(arguments: argparse.Namespace) -> None:
     join("cpu")
     data = open_data(arguments.data)
     zoo = networks(arguments.zoo, data.shape, len(data.classes))
-    run = Run(zoo, data, Budget(), 0, "cpu", Clock(Cache(arguments.cache), None))
-    run.study(4, 0.5, "units", arguments.probe)
+    settings = ReassemblySettings.model_validate(
+        {
+            "probe": {"images": arguments.probe},
+            "partition": {"k": 4, "eps": 0.5, "restarts": 20},
+            "search": {"candidates": arguments.candidates, "distinct_sets": False},
+            "stitch": {"images": 1000},
+            "score": {"also": (), "images": 500},
+        }
+    )
+    run = Run(zoo, data, settings, "cpu", Clock(Cache(arguments.cache), None))
+    run.study()
     times = {}
 
     def timed(name: str, began: float) -> None:
@@ -67,13 +75,12 @@ def work(arguments: argparse.Namespace) -> None:
 
     processes.wait()
     began = time.perf_counter()
-    table = run.compare("cka", False, None, arguments.probe)
+    table = run.compare()
     timed("representations", began)
-    sets = run.divide(table, 4, 0.5, "units", 20)
-    found = run.look_up(sets, arguments.candidates, 1000, False, True, "exact", "auto", 1)
+    found = run.search(run.partition(table))
     processes.wait()
     began = time.perf_counter()
-    run.rank(found, "auto", "lstsq", FitSpec(), 1000, "stitch", (), 500, 1)
+    run.score(found)
     timed("scoring", began)
     if processes.first():
         print(json.dumps({"seconds": times, "candidates": len(found.assemblies)}), flush=True)

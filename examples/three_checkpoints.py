@@ -31,10 +31,9 @@ def main(folder: Path) -> None:
         networks,
         data,
         netsmith.Budget(params="600k"),
-        k=3,
-        eps=0.5,
-        probe_images=256,
-        fit_images=500,
+        partition={"k": 3, "eps": 0.5},
+        probe={"images": 256},
+        stitch={"images": 500},
         finetune=zoo.TRAINING,
     )
     print("made of", ", ".join(str(block) for block in result.recipe.blocks))

@@ -24,8 +24,9 @@ def test_what_came_as_modules_is_loaded_with_them(tmp_path):
         for name, module in modules().items()
     ]
     result = netsmith.reassemble(
-        networks, netsmith.open_data("digits"), k=2, eps=1.0, restarts=2, candidates=1, distinct_sets=False,
-        probe_images=16, fit_images=50, score_images=50,
+        networks, netsmith.open_data("digits"), partition={"k": 2, "eps": 1.0, "restarts": 2},
+        search={"candidates": 1, "distinct_sets": False}, probe={"images": 16}, stitch={"images": 50},
+        score={"images": 50},
     )  # fmt: skip
     netsmith.write_results(result, str(tmp_path))
     needed = "netsmith.load_reassembled(folder, networks={'plain': module, 'residual': module})"

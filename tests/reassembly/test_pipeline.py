@@ -43,7 +43,13 @@ ZOO = (
     ("vit", "netsmith:small_vit", {"dim": 24, "depth": 4}),
     ("plain", "netsmith:plain_cnn", {}),
 )
-SETTINGS = {"k": 2, "eps": 0.5, "restarts": 20, "candidates": 4, "probe_images": 64, "fit_images": 200}
+SETTINGS = {
+    "partition": {"k": 2, "eps": 0.5, "restarts": 20},
+    "search": {"candidates": 4},
+    "probe": {"images": 64},
+    "stitch": {"images": 200},
+}
+ALSO = {"also": ("params", "naswot")}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +66,7 @@ def zoo():
 
 @pytest.fixture(scope="module")
 def result(digits):
-    return reassemble(zoo(), digits, Budget(params="150k"), also=("params", "naswot"), **SETTINGS)
+    return reassemble(zoo(), digits, Budget(params="150k"), score=ALSO, **SETTINGS)
 
 
 @pytest.mark.parametrize("score", ["stitch", "naswot", "synflow"])
@@ -73,7 +79,7 @@ def test_no_network_is_built_twice(digits, tmp_path, monkeypatch, score):
         return assemble(recipe, *arguments, **settings)
 
     monkeypatch.setattr(steps, "assemble", counted)
-    settings = {**SETTINGS, "candidates": 3, "score": score, "cache": Cache(tmp_path)}
+    settings = {**SETTINGS, "search": {"candidates": 3}, "score": {"name": score}, "cache": Cache(tmp_path)}
     first = reassemble(zoo(), digits, Budget(params="150k"), **settings)
     assert len(built) == len(set(built)) == len(first.candidates) == 3
     # with the scores from the cache nothing was kept: the chosen one is built, and is the same
@@ -118,7 +124,7 @@ def test_seconds_name_the_steps(result):
 
 def test_a_second_run_takes_its_steps_from_the_cache_and_agrees(digits, result, tmp_path, monkeypatch):
     cache = Cache(tmp_path)
-    first = reassemble(zoo(), digits, Budget(params="150k"), also=("params", "naswot"), cache=cache, **SETTINGS)
+    first = reassemble(zoo(), digits, Budget(params="150k"), score=ALSO, cache=cache, **SETTINGS)
 
     def never(*_, **__):
         raise AssertionError("computed again")
@@ -126,15 +132,15 @@ def test_a_second_run_takes_its_steps_from_the_cache_and_agrees(digits, result, 
     monkeypatch.setattr("netsmith.reassembly.steps.represent", never)
     monkeypatch.setattr("netsmith.reassembly.steps.judge", never)
     monkeypatch.setattr("netsmith.reassembly.steps.get_score", never)
-    second = reassemble(zoo(), digits, Budget(params="150k"), also=("params", "naswot"), cache=cache, **SETTINGS)
+    second = reassemble(zoo(), digits, Budget(params="150k"), score=ALSO, cache=cache, **SETTINGS)
     assert first.recipe == second.recipe == result.recipe
     assert [c.scores for c in first.candidates] == [c.scores for c in second.candidates]
     assert (first.table.values == second.table.values).all()
 
 
 def test_more_probe_images_than_there_are_is_said_before_anything_is_kept(digits, tmp_path):
-    with pytest.raises(DataError, match="1000000 probe images"):
-        reassemble(zoo(), digits, cache=Cache(tmp_path), **{**SETTINGS, "probe_images": 10**6})
+    with pytest.raises(DataError, match="50000 probe images"):
+        reassemble(zoo(), digits, cache=Cache(tmp_path), **{**SETTINGS, "probe": {"images": 50_000}})
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
@@ -301,7 +307,13 @@ for name, tensor in sorted(module.state_dict().items()):
 def test_finetuning_changes_the_network_and_adapters_alone_when_asked(digits, tmp_path):
     settings = TrainSettings(epochs=1, lr=0.0001, batch_size=64)
     tuned = reassemble(
-        zoo(), digits, Budget(params="150k"), finetune=settings, trainable="adapters", finalists=2, **SETTINGS
+        zoo(),
+        digits,
+        Budget(params="150k"),
+        finetune=settings,
+        trainable="adapters",
+        score={"finalists": 2},
+        **SETTINGS,
     )
     assert tuned.training is not None
     assert len(tuned.training.history) == 1
@@ -362,12 +374,12 @@ def test_an_impossible_budget_names_members_that_keep_it(digits, monkeypatch):
 
 def test_k_above_the_shortest_network_names_it(digits):
     with pytest.raises(PartitionError, match="'vit' has 4"):
-        reassemble(zoo(), digits, **{**SETTINGS, "k": 5})
+        reassemble(zoo(), digits, **{**SETTINGS, "partition": {"k": 5, "eps": 0.5}})
 
 
 def test_latency_and_memory_bounds_are_measured_and_kept(digits):
     found = reassemble(
-        zoo(), digits, Budget(latency_ms=1000, memory_mb=50), **{**SETTINGS, "candidates": 2, "mix": False}
+        zoo(), digits, Budget(latency_ms=1000, memory_mb=50), **{**SETTINGS, "search": {"candidates": 2, "mix": False}}
     )
     chosen = found.candidates[0]
     assert chosen.latency_ms is not None

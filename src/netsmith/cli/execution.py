@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +14,6 @@ from netsmith.distributed import processes
 from netsmith.files.cache import Cache
 from netsmith.networks.zoo import describe_source, load_zoo
 from netsmith.reassembly.pipeline import Reassembled, reassemble
-from netsmith.reassembly.recipe import FitSpec
 from netsmith.reassembly.saving import write_results
 from netsmith.records.reassembly import Summary
 from netsmith.report import write_report
@@ -50,38 +48,11 @@ def _reassemble(
 ) -> Reassembled:
     splits = open_config_data(config)
     networks = load_zoo(config.zoo, pretrained=config.pretrained, seed=config.seed)
+    settings = config.model_copy(update={"finetune": tuning(config)})
     return reassemble(
-        networks,
-        splits,
-        config.budget,
-        k=config.partition.k,
-        eps=config.partition.eps,
-        size=config.partition.size,
-        restarts=config.partition.restarts,
-        metric=config.similarity.metric,
-        biased=config.similarity.biased,
-        grid=config.probe.grid,
-        probe_images=config.probe.images,
-        fit_images=config.stitch.images,
-        candidates=config.search.candidates,
-        distinct_sets=config.search.distinct_sets,
-        mix=config.search.mix,
-        style=config.stitch.style,
-        init=config.stitch.init,
-        fit=fit_spec(config),
-        score=config.score.name,
-        also=config.score.also,
-        score_images=config.score.images,
-        finalists=config.score.finalists,
-        finetune=tuning(config),
-        trainable=config.trainable,
-        latency_batch=config.budget.latency_batch,
-        seed=config.seed,
-        device=device,
-        cache=Cache(cache),
-        checkpoints=checkpoints,
+        networks, splits, settings=settings, device=device, cache=Cache(cache), checkpoints=checkpoints,
         progress=progress,
-    )
+    )  # fmt: skip
 
 
 def plan(config: ReassembleConfig, *, progress: Progress | None = None) -> list[str]:
@@ -155,12 +126,6 @@ def open_config_data(config: ReassembleConfig) -> Splits:
     return open_data(
         data.source, seed=data.seed, validation_fraction=data.validation_fraction, size=data.size, ignore=data.ignore
     )
-
-
-def fit_spec(config: ReassembleConfig) -> FitSpec:
-    """The closed-form fit of a config."""
-    spec = FitSpec(head=config.stitch.head, recalibrate=config.stitch.recalibrate)
-    return spec if config.stitch.ridge is None else replace(spec, ridges=config.stitch.ridge)
 
 
 def tuning(config: ReassembleConfig) -> TrainSettings | None:

@@ -41,10 +41,6 @@ class MorphConfig(MorphSettings, Machine):
     training: MorphTraining | None = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=MorphTraining.model_validate({}), description="null leaves the generator as it starts"
     )
-    ratios: tuple[float, ...] = Field(
-        default=(1.0, 0.75, 0.5, 0.25), min_length=1, max_length=1000, description="at which the result is measured"
-    )
-    latency: bool = Field(default=False, description="measure milliseconds an image at each ratio, too")
 
     @model_validator(mode="before")
     @classmethod

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from netsmith import limits
 from netsmith.data.names import FILE_KINDS, KINDS
 from netsmith.errors import DataError, did_you_mean
 from netsmith.files.paths import as_path
+from netsmith.records.section import Section
 from netsmith.training.devices import is_device_name
 from netsmith.training.settings import DESCRIPTION, Precision, TrainSettings
 
 Side = Annotated[int, Field(ge=4, le=limits.SIDE)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A part of a config: no key that is not known, and nothing changes once it is read."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def bare_source(value: Any) -> Any:
@@ -72,15 +66,6 @@ def anchored(source: str, base: Path) -> str:
     if not colon or kind not in FILE_KINDS or not path:
         return source
     return f"{kind}:{base / as_path(path, DataError)}"
-
-
-def one_of(value: str, allowed: Sequence[str]) -> str:
-    """`value`, or a ValueError with what is allowed and the nearest name."""
-    if value not in allowed:
-        near = did_you_mean(value, allowed)
-        hint = f" {near}" if near.startswith("Did you mean") else ""
-        raise ValueError(f"expected one of {', '.join(allowed)}, got '{value}'.{hint}")
-    return value
 
 
 class Machine(Section):

@@ -30,6 +30,7 @@ from netsmith.morphing.repairing import probe_images
 from netsmith.morphing.settings import MorphSettings
 from netsmith.morphing.space import MorphSpace, morph_space
 from netsmith.networks.network import Network, check_network
+from netsmith.records.section import with_changes
 from netsmith.trace.chain import Chain, dissect
 from netsmith.training.engine import Progress, TrainResult
 from netsmith.training.tasks import Task, make_task
@@ -126,7 +127,7 @@ def morph(
         TrainingError: data, task and network do not fit, or the loss is not finite.
     """
     run = Run(device, checkpoints, progress)
-    start = order(network, data, (settings or MorphSettings()).changed(changes))
+    start = order(network, data, with_changes(MorphSettings, settings, changes))
     return measure(fit_generator(start, run), run)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from netsmith import limits
-from netsmith.errors import MorphError
+from netsmith.records.section import Section
 from netsmith.training.settings import TrainSettings
 
 Kind = Literal["nested", "grid", "inr"]
@@ -19,10 +19,6 @@ Range = tuple[float, float] | tuple[int, int]
 """Lowest and highest width: ratios (floats) or channel counts (integers)."""
 
 Draw = Literal["full", "low", "random", "mixed", "keyframe", "coarse"]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def checked_range(low: Any, high: Any) -> Range:
@@ -47,7 +43,7 @@ def checked_range(low: Any, high: Any) -> Range:
     return float(low), float(high)
 
 
-class SpaceSettings(_Section):
+class SpaceSettings(Section):
     """What varies."""
 
     blocks: str | tuple[str, ...] = Field(
@@ -67,7 +63,7 @@ class SpaceSettings(_Section):
         return checked_range(*value)
 
 
-class OrderSettings(_Section):
+class OrderSettings(Section):
     """In which order the channels of each group come; a bare text is `by`."""
 
     by: Order = Field(default="auto", description="importance for nested and grid, smooth for inr, or as they are")
@@ -82,7 +78,7 @@ class OrderSettings(_Section):
         return {"by": value} if isinstance(value, str) else value
 
 
-class GeneratorSettings(_Section):
+class GeneratorSettings(Section):
     """What gives the weights; a bare text is the kind."""
 
     kind: Kind = Field(default="grid", description="grid, nested or inr")
@@ -96,7 +92,7 @@ class GeneratorSettings(_Section):
         return {"kind": value} if isinstance(value, str) else value
 
 
-class FitSettings(_Section):
+class FitSettings(Section):
     """What a step draws, and what its loss is made of; how weights then change is in `TrainSettings`."""
 
     draws: tuple[Draw, ...] | None = Field(
@@ -149,7 +145,7 @@ class FitSettings(_Section):
         return set(self.draws or ()) == {"coarse"}
 
 
-class MorphSettings(_Section):
+class MorphSettings(Section):
     """All settings of a morphing."""
 
     space: SpaceSettings = SpaceSettings()
@@ -172,13 +168,3 @@ class MorphSettings(_Section):
         if max(value) > limits.RATIO:
             raise ValueError(f"ratios go up to {limits.RATIO}, got {list(value)}")
         return tuple(dict.fromkeys(value))
-
-    def changed(self, changes: dict[str, Any]) -> MorphSettings:
-        """Return these settings with other values of some; raises MorphError for what is none."""
-        kept = {name: getattr(self, name) for name in MorphSettings.model_fields if name in self.model_fields_set}
-        try:
-            return MorphSettings.model_validate({**kept, **changes}) if changes else self
-        except ValidationError as error:
-            fault = error.errors()[0]
-            place = ".".join(str(part) for part in fault["loc"])
-            raise MorphError(f"{place}: {fault['msg'].removeprefix('Value error, ')}") from error

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from netsmith.data.splits import Splits
 from netsmith.networks.network import Preprocess
+from netsmith.reassembly.settings import Trainable
 from netsmith.reassembly.stitch import Assembled
 from netsmith.training.engine import Progress, TrainResult, TrainSettings, train
 from netsmith.training.tasks import Classification
-
-Trainable = Literal["all", "adapters"]
 
 
 def finetune(

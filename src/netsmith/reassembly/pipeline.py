@@ -9,22 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from netsmith.data.splits import Splits
 from netsmith.files.cache import Cache
 from netsmith.networks.network import Network
 from netsmith.reassembly.candidates import Candidate
 from netsmith.reassembly.facts import facts_of
-from netsmith.reassembly.finetuning import Trainable
 from netsmith.reassembly.members import Parent
 from netsmith.reassembly.partition import Partition
-from netsmith.reassembly.recipe import FitSpec, Recipe
+from netsmith.reassembly.recipe import Recipe
 from netsmith.reassembly.search import SearchResult
+from netsmith.reassembly.settings import BudgetSettings, ReassemblySettings
 from netsmith.reassembly.similarity import SimilarityTable
-from netsmith.reassembly.steps import Clock, Init, Run, Size
+from netsmith.reassembly.steps import Clock, Run
 from netsmith.reassembly.stitch import Assembled
+from netsmith.records.section import with_changes
 from netsmith.search.budget import Budget
-from netsmith.training.engine import Progress, TrainResult, TrainSettings
+from netsmith.training.engine import Progress, TrainResult
 
 
 @dataclass
@@ -65,34 +67,13 @@ def reassemble(
     networks: Sequence[Network],
     data: Splits,
     budget: Budget | None = None,
+    settings: ReassemblySettings | None = None,
     *,
-    k: int = 4,
-    eps: float = 0.2,
-    size: Size = "units",
-    restarts: int = 200,
-    metric: str = "cka",
-    biased: bool = False,
-    grid: int | None = None,
-    probe_images: int | None = None,
-    fit_images: int = 2000,
-    candidates: int = 20,
-    distinct_sets: bool = True,
-    mix: bool = True,
-    style: str = "auto",
-    init: Init = "lstsq",
-    fit: FitSpec | None = None,
-    score: str = "stitch",
-    also: Sequence[str] = ("params",),
-    score_images: int = 2000,
-    finalists: int = 1,
-    finetune: TrainSettings | None = None,
-    trainable: Trainable = "all",
-    latency_batch: int = 1,
-    seed: int = 0,
     device: str = "cpu",
     cache: Cache | None = None,
     checkpoints: Path | None = None,
     progress: Progress | None = None,
+    **changes: Any,
 ) -> Reassembled:
     """Build from a zoo the network that fits a budget (Yang et al., "Deep Model Reassembly", NeurIPS 2022).
 
@@ -101,46 +82,31 @@ def reassemble(
     Args:
         networks: the zoo, two at least, of different names.
         data: what the network is for; probe images come from its training part.
-        budget: bounds on params, MACs (one image), latency (ms, at `latency_batch` images) and memory (MB).
-        k: blocks, and equivalence sets.
-        eps: a block has at most `(1 + eps) / k` of its network, measured by `size`.
-        size: what blocks are measured by.
-        restarts: of the partition.
-        metric: similarity of representations: `cka`, `rbf_cka` or `lr`; `biased` as the papers' numbers.
-        biased: see `metric`.
-        grid: compare `grid x grid` means instead of one mean a channel.
-        probe_images: images on which networks are compared; by default 512, or all where there are fewer.
-        fit_images: images on which adapters and head are fitted.
-        candidates: how many of the cheapest assemblies are built and scored.
-        distinct_sets: at most one block of each equivalence set.
-        mix: blocks of two networks at least.
-        style: of the adapters: `auto` (3x3 where that is cheap, 1x1 elsewhere), `linear`, `conv3` or `dery`.
-        init: adapters fitted in closed form, or drawn at random.
-        fit: settings of the closed-form fit.
-        score: what ranks the candidates.
-        also: further scores to note.
-        score_images: most validation images that a score sees.
-        finalists: how many of the best-scored candidates are fine-tuned; the best on validation is chosen.
-        finetune: settings of the fine-tuning; None leaves it out.
-        trainable: fine-tune everything, or adapters and head only.
-        latency_batch: images at once when latency is measured, and for memory.
-        seed: of all that is drawn.
+        budget: bounds on params, MACs (one image), latency (ms) and memory (MB); in place of those in `settings`.
+        settings: all settings, such as a `ReassembleConfig` has them; None for the defaults, which do not fine-tune.
         device: where to compute.
         cache: keeps steps between runs.
         checkpoints: folder in which fine-tuning keeps its state, to go on after an interruption.
         progress: told how far it is.
+        changes: single settings by name, such as `partition={"k": 2, "eps": 0.5}`, `search={"candidates": 4}` or
+            `finetune=TrainSettings(epochs=10)` (`ReassemblySettings`).
 
     Raises:
+        ConfigError: a setting that does not exist or is out of its bounds.
         ZooError, DissectionError, DataError, PartitionError, BudgetError, TrainingError: see the functions above.
     """
-    run = Run(networks, data, budget or Budget(), seed, device, Clock(cache, progress))
-    run.study(k, eps, size, probe_images)
-    table = run.compare(metric, biased, grid, probe_images)
-    sets = run.divide(table, k, eps, size, restarts)
-    found = run.look_up(sets, candidates, fit_images, distinct_sets, mix, style, latency_batch)
-    spec = fit or FitSpec()
-    scored = run.rank(found, style, init, spec, fit_images, score, also, score_images, latency_batch)
-    chosen, module, training, stitched = run.finish(scored, init, finalists, finetune, trainable, checkpoints)
+    settings = with_changes(ReassemblySettings, settings, changes)
+    if budget is not None:
+        batch = settings.budget.latency_batch
+        bounds = BudgetSettings(**{**budget.model_dump(), "latency_batch": getattr(budget, "latency_batch", batch)})
+        settings = settings.model_copy(update={"budget": bounds})
+    run = Run(networks, data, settings, device, Clock(cache, progress))
+    run.study()
+    table = run.compare()
+    sets = run.partition(table)
+    found = run.search(sets)
+    scored = run.score(found)
+    chosen, module, training, stitched = run.finetune(scored, checkpoints)
     accuracy, members = run.measure(module, stitched, training is not None and training.best_epoch > 0)
     module.facts = facts_of(
         chosen.recipe,
@@ -153,7 +119,7 @@ def reassemble(
         classes=data.classes,
         data=data.name,
         images=len(data.test),
-        seed=seed,
+        seed=settings.seed,
     )
     return Reassembled(
         module=module,
@@ -171,6 +137,6 @@ def reassemble(
         classes=data.classes,
         data_name=data.name,
         data_sha256=data.fingerprint,
-        seed=seed,
+        seed=settings.seed,
         test_images=len(data.test),
     )

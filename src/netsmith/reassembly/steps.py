@@ -7,6 +7,7 @@ import logging
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +36,7 @@ from netsmith.reassembly.candidates import (
     stitch_arrays,
     with_latencies,
 )
-from netsmith.reassembly.finetuning import Trainable, finetune
+from netsmith.reassembly.finetuning import finetune
 from netsmith.reassembly.members import (
     Parent,
     chains_of,
@@ -51,21 +52,19 @@ from netsmith.reassembly.recipe import FitSpec, Recipe
 from netsmith.reassembly.representation import Representations, represent
 from netsmith.reassembly.scores import ScoreContext, get_score
 from netsmith.reassembly.search import SearchResult
+from netsmith.reassembly.settings import ReassemblySettings, Size, StitchSettings
 from netsmith.reassembly.similarity import SimilarityTable, similarity
 from netsmith.reassembly.stitch import Assembled, Probe, ProbeCache, assemble, plan_recipe, recipe_cost
 from netsmith.reassembly.stitch_cost import StitchCosts
-from netsmith.search.budget import Budget
 from netsmith.trace.chain import Chain, Unit
 from netsmith.training.checkpoint import copied_state
-from netsmith.training.engine import Progress, TrainResult, TrainSettings, evaluate
+from netsmith.training.engine import Progress, TrainResult, evaluate
 from netsmith.training.restore import restore_if_worse
 from netsmith.training.session import placed
 from netsmith.training.tasks import Classification
 
 _LOG = logging.getLogger("netsmith.reassemble")
 
-Init = Literal["lstsq", "random"]
-Size = Literal["units", "params", "macs"]
 Split = Literal["validation", "test"]
 Stages = Sequence[Sequence[Block]]
 
@@ -98,17 +97,16 @@ class Run:
     """One reassembly in progress."""
 
     def __init__(
-        self, networks: Sequence[Network], data: Splits, budget: Budget, seed: int, device: str, steps: Clock
+        self, networks: Sequence[Network], data: Splits, settings: ReassemblySettings, device: str, steps: Clock
     ) -> None:
         for network in networks:
             check_network(network)
-        self.networks, self.data, self.budget, self.seed, self.device = networks, data, budget, seed, device
-        self.steps = steps
+        self.networks, self.data, self.settings, self.device, self.steps = networks, data, settings, device, steps
+        self.seed, self.budget = settings.seed, settings.budget
         check_labelled(data, "reassembly")
         self.task = Classification(len(data.classes))
         self.parents: tuple[Parent, ...] = ()
         self._identity = {n.name: n.identity() for n in networks}
-        self._probe: Probe | None = None
         self._shared = ProbeCache()
         self._leading: tuple[tuple[float, int], Assembled] | None = None
 
@@ -117,15 +115,15 @@ class Run:
         """The parents' chains by name."""
         return chains_of(self.parents)
 
-    def study(self, k: int, eps: float, size: Size, probes: int | None) -> None:
+    def study(self) -> None:
         """Dissect and judge the parents; what cannot be done as asked is refused here, before the long work.
 
         That is a zoo that cannot be cut so, or more probe images than there are.
         """
-        probe_count(probes, len(self.data.train))
+        probe_count(self.settings.probe.images, len(self.data.train))
         with self.steps.step("dissection"):
             self.parents = study(self.networks, self.data.train.images([0]))
-            check_feasible(self._sizes(size), k, eps)
+            check_feasible(self._sizes(), self.settings.partition.k, self.settings.partition.eps)
         with self.steps.step("parents"):
             accuracies = self._accuracies("validation", "judging the zoo on validation")
             self.parents = tuple(with_accuracy(p, a) for p, a in zip(self.parents, accuracies, strict=True))
@@ -144,17 +142,19 @@ class Run:
         entries = self.steps.share(what, [piece(p) for p in self.parents])
         return [entry.meta["value"] for entry in entries]
 
-    def compare(self, metric: str, biased: bool, grid: int | None, count: int | None) -> SimilarityTable:
-        """Representations of all parents on the probe set, and the similarity of all their cuts."""
+    def compare(self) -> SimilarityTable:
+        """Represent all parents on the probe set, and compare all their cuts."""
         with self.steps.step("representation"):
-            images, _ = probe_set(self.data, count, seed=self.seed)
-            entries = self.steps.share("representations", [self._represented(p, images, grid) for p in self.parents])
+            images, _ = probe_set(self.data, self.settings.probe.images, seed=self.seed)
+            entries = self.steps.share("representations", [self._represented(p, images) for p in self.parents])
             named = zip(self.parents, entries, strict=True)  # kept by content: perhaps under another name
             reps = [Representations.from_tensors(entry, {**entry.meta, "network": p.name}) for p, entry in named]
         with self.steps.step("similarity"):
-            return similarity(reps, metric, biased)
+            return similarity(reps, self.settings.similarity.metric, self.settings.similarity.biased)
 
-    def _represented(self, parent: Parent, images: Tensor, grid: int | None) -> Piece:
+    def _represented(self, parent: Parent, images: Tensor) -> Piece:
+        grid = self.settings.probe.grid
+
         def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
             with on_device([parent], self.device):
                 return represent(parent.chain, parent.network.preprocess(images), grid=grid).to_tensors()
@@ -162,26 +162,20 @@ class Run:
         key = digest(1, self._identity[parent.name], images, str(grid), parent.chain.cuts)
         return Piece(f"representation-{key}", parent.name, compute)
 
-    def divide(self, table: SimilarityTable, k: int, eps: float, size: Size, restarts: int) -> Partition:
+    def partition(self, table: SimilarityTable) -> Partition:
         """Cut every network into k blocks and group them."""
+        cut = self.settings.partition
         with self.steps.step("partition"):
-            return partition(self._sizes(size), table.values, k, eps=eps, restarts=restarts, seed=self.seed)
+            return partition(self._sizes(), table.values, cut.k, eps=cut.eps, restarts=cut.restarts, seed=self.seed)
 
-    def _sizes(self, size: Size) -> dict[str, list[float]]:
+    def _sizes(self) -> dict[str, list[float]]:
+        size = self.settings.partition.size
         return {p.name: [_measure(u, size) for u in p.chain.units] for p in self.parents}
 
-    def look_up(
-        self,
-        sets: Partition,
-        count: int,
-        fit_images: int,
-        distinct_sets: bool,
-        mix: bool,
-        style: str,
-        batch: int,
-    ) -> SearchResult:
-        """The cheapest assemblies within the budget."""
-        stages = stages_of(sets)
+    def search(self, sets: Partition) -> SearchResult:
+        """Find the cheapest assemblies within the budget."""
+        stages, style, batch = stages_of(sets), self.settings.stitch.style, self.settings.budget.latency_batch
+        allowed = {"distinct_sets": self.settings.search.distinct_sets, "mix": self.settings.search.mix}
         latency_batch = batch if self.budget.latency_ms is not None else None
         with self.steps.step("search"):
             options = choices(stages, sets, self.parents, len(self.data.classes), memory_batch=batch)
@@ -192,15 +186,14 @@ class Run:
             # nothing of an infeasible budget depends on the stitch costs, which take longest: refuse it before them
             free = [np.zeros((len(a), len(b))) for a, b in itertools.pairwise(stages)]
             try:
-                search(options, free, adapters, self.budget, 1, distinct_sets=distinct_sets, mix=mix)
+                search(options, free, adapters, self.budget, 1, **allowed)
             except BudgetError as error:
                 raise BudgetError(f"{error}{members_within(self.parents, self.budget)}") from error
         with self.steps.step("stitch costs"):
-            costs = self._joint_costs(stages, self.probe(fit_images))
+            costs = self._joint_costs(stages, self.probe)
         with self.steps.step("search"):
             stitch = stitch_arrays(stages, costs)
-            found = search(options, stitch, adapters, self.budget, count, distinct_sets=distinct_sets, mix=mix)
-        return found
+            return search(options, stitch, adapters, self.budget, self.settings.search.candidates, **allowed)
 
     def _latencies(self, stages: Stages, sets: Partition, style: str, batch: int) -> Mapping[str, Any]:
         """Of blocks and adapters on this machine, measured by one process."""
@@ -234,47 +227,34 @@ class Run:
     def _identities(self) -> list[object]:
         return [(p.name, self._identity[p.name]) for p in self.parents]
 
-    def probe(self, count: int) -> Probe:
+    @cached_property
+    def probe(self) -> Probe:
         """The labelled images of closed-form fits; a larger set than that of the comparison."""
-        if self._probe is None or len(self._probe.images) != count:
-            images, labels = probe_set(self.data, min(count, len(self.data.train)), seed=self.seed)
-            self._probe = Probe(images, labels, preprocessing_of(self.parents))
-        return self._probe
+        images, labels = probe_set(self.data, min(self.settings.stitch.images, len(self.data.train)), seed=self.seed)
+        return Probe(images, labels, preprocessing_of(self.parents))
 
-    def rank(
-        self,
-        found: SearchResult,
-        style: str,
-        init: Init,
-        spec: FitSpec,
-        fit_images: int,
-        score: str,
-        also: Sequence[str],
-        score_images: int,
-        batch: int,
-    ) -> list[Candidate]:
+    def score(self, found: SearchResult) -> list[Candidate]:
         """Build every candidate, fit it, score it; best first."""
-        names = list(dict.fromkeys([score, *also]))
+        score, stitch = self.settings.score, self.settings.stitch
+        names = list(dict.fromkeys([score.name, *score.also]))
         refs = {p.name: p.ref for p in self.parents}
         with self.steps.step("scoring"):
-            probe = self.probe(fit_images)
-            chosen = balanced_indices(
-                self.data.validation.labels, min(score_images, len(self.data.validation)), self.seed
-            )
+            count = min(score.images, len(self.data.validation))
+            chosen = balanced_indices(self.data.validation.labels, count, self.seed)
             images, labels = self.data.validation.images(chosen), self.data.validation.labels[chosen]
             recipes = [
                 plan_recipe(
                     assembly.blocks,
                     self.chains,
                     refs,
-                    style=style,
+                    style=stitch.style,
                     num_classes=len(self.data.classes),
-                    fit=spec,
+                    fit=_fit_spec(stitch),
                     seed=self.seed,
                 )
                 for assembly in found.assemblies
             ]
-            scored = self._scored(recipes, init, names, probe, images, labels)
+            scored = self._scored(recipes, names, images, labels)
             ranked = []
             for assembly, (recipe, scores) in zip(found.assemblies, scored, strict=True):
                 params, macs = recipe_cost(recipe, self.chains)
@@ -284,30 +264,24 @@ class Run:
                 candidate = Candidate(recipe, assembly.cost, params, macs, scores, latency, memory)
                 candidate.stitched = scores.get("stitch")
                 ranked.append(candidate)
-        return sorted(ranked, key=lambda c: (-c.scores[score], c.cost))
+        return sorted(ranked, key=lambda c: (-c.scores[score.name], c.cost))
 
     def _scored(
-        self,
-        recipes: Sequence[Recipe],
-        init: Init,
-        names: Sequence[str],
-        probe: Probe,
-        images: Tensor,
-        labels: Tensor,
+        self, recipes: Sequence[Recipe], names: Sequence[str], images: Tensor, labels: Tensor
     ) -> list[tuple[Recipe, dict[str, float]]]:
         """Every recipe with its scores and what its fit has decided; each is built and scored by one process."""
 
         def piece(place: int, recipe: Recipe) -> Piece:
             def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
-                module = self.build(recipe, init, probe)
+                module = self.build(recipe)
                 scores = self._scores(module, names, images, labels)
                 rank = (scores[names[0]], -place)
                 if self._leading is None or rank > self._leading[0]:
                     self._leading = rank, module
                 return {}, {"scores": scores, "recalibrate": module.recipe.fit.recalibrate}
 
-            about = (recipe.digest, init, sorted(names), self._weights_of(recipe))
-            return Piece(f"scores-{digest(3, *about, probe.images, images, labels)}", "", compute)
+            about = (recipe.digest, self.settings.stitch.init, sorted(names), self._weights_of(recipe))
+            return Piece(f"scores-{digest(3, *about, self.probe.images, images, labels)}", "", compute)
 
         entries = self.steps.share("scoring candidates", [piece(*item) for item in enumerate(recipes)])
         return [
@@ -328,19 +302,20 @@ class Run:
                 found[name] = get_score(name)(about)
         return found
 
-    def build(self, recipe: Recipe, init: Init, probe: Probe) -> Assembled:
+    def build(self, recipe: Recipe) -> Assembled:
         """The network of a recipe, stitched on this process's device; it comes back on the CPU."""
         used = {n.name for n in recipe.networks}
         with on_device([p for p in self.parents if p.name in used], self.device):
-            module = assemble(recipe, self.chains, init=init, probe=probe, cache=self._shared)
+            init = self.settings.stitch.init
+            module = assemble(recipe, self.chains, init=init, probe=self.probe, cache=self._shared)
         return module.cpu()
 
-    def _built(self, recipe: Recipe, init: Init, probe: Probe) -> Assembled:
+    def _built(self, recipe: Recipe) -> Assembled:
         """Return the best network of this process's scoring, if it is that of the recipe, or build it."""
         leading, self._leading = self._leading, None
         if leading is not None and leading[1].recipe == recipe:
             return leading[1]
-        return self.build(recipe, init, probe)
+        return self.build(recipe)
 
     def _preprocess(self, recipe: Recipe):
         return next(p.network.preprocess for p in self.parents if p.name == recipe.stem)
@@ -349,28 +324,22 @@ class Run:
         used = {n.name for n in recipe.networks}
         return [self._identity[p.name] for p in self.parents if p.name in used]
 
-    def finish(
-        self,
-        ranked: list[Candidate],
-        init: Init,
-        finalists: int,
-        settings: TrainSettings | None,
-        trainable: Trainable,
-        checkpoints: Path | None,
+    def finetune(
+        self, ranked: list[Candidate], checkpoints: Path | None
     ) -> tuple[Candidate, Assembled, TrainResult | None, dict[str, Tensor]]:
         """Fine-tune the finalists and keep the best on validation; also the stitched weights of that one."""
-        assert self._probe is not None
+        settings, trainable = self.settings.finetune, self.settings.trainable
         best: tuple[Candidate, Assembled, TrainResult, dict[str, Tensor]] | None = None
         with self.steps.step("finetuning"):
-            for candidate in ranked[: finalists if settings is not None else 1]:
-                module = self._built(candidate.recipe, init, self._probe)
+            for candidate in ranked[: self.settings.score.finalists if settings is not None else 1]:
+                module = self._built(candidate.recipe)
                 stitched = copied_state(module)
                 candidate.stitched = self._accuracy(module, candidate.recipe, "validation")
                 if settings is None:
                     return candidate, module, None, stitched
                 # what changes the tuning has a folder of its own
                 about = (candidate.recipe.digest, self._weights_of(candidate.recipe), self.data.fingerprint)
-                about = (*about, settings, trainable, init, self._probe.images)
+                about = (*about, settings, trainable, self.settings.stitch.init, self.probe.images)
                 result = finetune(
                     module,
                     self.data,
@@ -410,6 +379,11 @@ class Run:
             values = self._accuracies("test", "reading the test part")
             members = {p.name: value for p, value in zip(self.parents, values, strict=True)}
         return accuracy, members
+
+
+def _fit_spec(stitch: StitchSettings) -> FitSpec:
+    spec = FitSpec(head=stitch.head, recalibrate=stitch.recalibrate)
+    return spec if stitch.ridge is None else replace(spec, ridges=stitch.ridge)
 
 
 def _measure(unit: Unit, size: Size) -> float:
