@@ -106,6 +106,11 @@ class MissingDependencyError(NetsmithError):
     """An optional library is needed; the message names the extra that brings it."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its kind where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def did_you_mean(name: str, options: Iterable[str], *, most: int = 3) -> str:
     """A clause that names the options nearest to `name`, or, when none is near, the first few of them.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from netsmith.artifacts.artifact import library_versions, staged
-from netsmith.errors import ExportError, OutputError, did_you_mean
+from netsmith.errors import ExportError, OutputError, did_you_mean, first_line
 from netsmith.exporting import formats as exporters
 from netsmith.exporting.card import Subject, card
 from netsmith.exporting.subject import subject_of
@@ -231,11 +231,11 @@ def _check(
 ) -> float:
     """Run the file beside the network at `BATCHES`; raises ExportError where they differ."""
     where = "in onnxruntime" if kind == "onnx" else "as loaded again"
-    worst = 0.0
+    worst, written = 0.0, f"'{subject.name}' was written as {kind}, but"
     try:
         run = opened(path)
     except Exception as error:  # onnxruntime has no common kind of its own
-        raise ExportError(f"'{subject.name}' was written as {kind}, but cannot be loaded: {_line(error)}") from error
+        raise ExportError(f"{written} cannot be loaded: {first_line(error)}") from error
     for batch in BATCHES:
         x = _noise(network, subject.input_shape, batch)
         expected = _run(network, x, subject.name)
@@ -243,12 +243,10 @@ def _check(
             with torch.no_grad():
                 got = run(x)
         except Exception as error:  # as above
-            raise ExportError(
-                f"'{subject.name}' was written as {kind}, but {where} it fails on a batch of {batch}: {_line(error)}"
-            ) from error
+            raise ExportError(f"{written} {where} it fails on a batch of {batch}: {first_line(error)}") from error
         if got.shape != expected.shape:
             raise ExportError(
-                f"'{subject.name}' was written as {kind}, but {where} a batch of {batch} gives "
+                f"{written} {where} a batch of {batch} gives "
                 f"{shape_text(got.shape)}, expected {shape_text(expected.shape)} as in PyTorch."
             )
         scale = max(float(expected.abs().max()), torch.finfo(torch.float32).tiny)
@@ -256,7 +254,7 @@ def _check(
         allowed = max(TOLERANCE, 16 * torch.finfo(expected.dtype).eps)
         if not worst <= allowed:
             raise ExportError(
-                f"'{subject.name}' was written as {kind}, but {where} a batch of {batch} differs from PyTorch by "
+                f"{written} {where} a batch of {batch} differs from PyTorch by "
                 f"{worst:.1e} of the largest output, and at most {allowed:.0e} is allowed. Please report this network."
             )
     return worst
@@ -288,10 +286,6 @@ def _noise(network: nn.Module, shape: tuple[int, ...], batch: int) -> Tensor:
 
 def _silent(what: str, done: float | int, total: float | int | None, note: str = "") -> None:
     """Progress that nobody follows."""
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _check_file(out: Path, overwrite: bool) -> None:

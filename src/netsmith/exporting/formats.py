@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from netsmith.errors import ExportError, MissingDependencyError
+from netsmith.errors import ExportError, MissingDependencyError, first_line
 from netsmith.files.cache import independent
 
 Run = Callable[[Tensor], Tensor]
@@ -70,8 +70,7 @@ def _not_captured(name: str, error: Exception) -> str:
         why = "its code decides by the values of tensors (an `if`, a `.item()`, a shape that depends on the data)"
         what = "Write that with torch.where, or so that it depends on shapes and settings only"
     else:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        why, what = f"torch.export cannot capture it: {first}", "Change what it names"
+        why, what = f"torch.export cannot capture it: {first_line(error)}", "Change what it names"
     return f"'{name}' cannot be exported: {why}. {what}; or keep the weights alone with the format safetensors."
 
 
@@ -104,9 +103,7 @@ def _not_translated(name: str, error: Exception) -> str:
                 f"'{name}' cannot be exported to ONNX: it uses the operator {operator}, which has no counterpart "
                 f"there. Replace it in the network by operators that have one. {_INSTEAD}"
             )
-    inner = causes[-1]
-    first = (str(inner).strip() or type(inner).__name__).splitlines()[0]
-    return f"'{name}' cannot be exported to ONNX: {first}. {_INSTEAD}"
+    return f"'{name}' cannot be exported to ONNX: {first_line(causes[-1])}. {_INSTEAD}"
 
 
 def open_onnx(path: Path) -> Run:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from netsmith.data.splits import Splits, batches
 from netsmith.morphing.morphable import Morphable
+from netsmith.trace.checks import kept_modes
 from netsmith.training.measure import Preprocessing
-from netsmith.training.session import kept_modes, placed
+from netsmith.training.session import placed
 from netsmith.training.tasks import Task
 from netsmith.widths.folding import recalibrate
 

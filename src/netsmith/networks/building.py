@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules import module as hooks
 
 from netsmith import limits
-from netsmith.errors import NetsmithError, SourceError
+from netsmith.errors import NetsmithError, SourceError, first_line
 from netsmith.networks.sources import Facts, Source
 
 _COMPLAINTS = (
@@ -118,10 +118,9 @@ def downloading(source: Source, known: Facts) -> Iterator[None]:
     except NetsmithError:
         raise
     except Exception as error:  # each library and each of its versions has its own errors for a broken connection
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         if not known.url:
-            raise SourceError(f"'{source}' cannot be built: {type(error).__name__}: {first}") from error
-        raise SourceError(_cannot_download(source, known, first)) from error
+            raise SourceError(f"'{source}' cannot be built: {type(error).__name__}: {first_line(error)}") from error
+        raise SourceError(_cannot_download(source, known, first_line(error))) from error
 
 
 def _cannot_download(source: Source, known: Facts, why: str) -> str:

@@ -12,7 +12,7 @@ import huggingface_hub
 from huggingface_hub import CommitOperationAdd
 
 from netsmith.artifacts.artifact import is_artifact, read_manifest, verify
-from netsmith.errors import ArtifactError, HubError, SourceError
+from netsmith.errors import ArtifactError, HubError, SourceError, first_line
 from netsmith.networks.building import unreachable
 from netsmith.networks.sources import fetcher
 
@@ -169,11 +169,6 @@ def header(manifest: Mapping[str, Any]) -> str:
     if manifest.get("task", "classification") == "classification":
         lines.append("pipeline_tag: image-classification")
     return "\n".join(["---", *lines, "---", ""])
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its kind where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def code_sources(folder: Path) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from netsmith import limits
-from netsmith.errors import ArtifactError
+from netsmith.errors import ArtifactError, first_line
 from netsmith.trace.cost import peak_bytes
 
 
@@ -18,9 +18,9 @@ def check_runs(model: nn.Module, input_size: tuple[int, ...], name: str) -> None
     try:
         needed = peak_bytes(model, input_size)
     except Exception as error:  # what a network does with shapes that are not its own cannot be foreseen
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ArtifactError(
-            f"'{name}' does not run on images of {list(input_size)} ({first}): what describes it contradicts itself."
+            f"'{name}' does not run on images of {list(input_size)} ({first_line(error)[:200]}): what describes it "
+            "contradicts itself."
         ) from error
     if needed > limits.memory():
         raise ArtifactError(

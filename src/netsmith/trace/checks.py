@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from netsmith.errors import DissectionError, NetsmithError
+from netsmith.errors import DissectionError, NetsmithError, first_line
 
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _MOST_ENTRIES = 5_000_000  # of a batch that is tried only to find the cause of a failure
@@ -149,16 +149,23 @@ def uncompiled() -> Iterator[None]:
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put all modules into eval mode, and back into their own; without calling `eval`, which some refuse."""
+def kept_modes(model: nn.Module) -> Iterator[None]:
+    """Put all modules back into the mode, of training or evaluation, that they have now."""
     modes = {m: m.training for m in model.modules()}
     try:
-        for m in modes:
-            m.training = False
         yield
     finally:
         for m, mode in modes.items():
             m.training = mode
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put all modules into eval mode, and back into their own; without calling `eval`, which some refuse."""
+    with kept_modes(model):
+        for m in model.modules():
+            m.training = False
+        yield
 
 
 @contextmanager
@@ -174,7 +181,7 @@ def explained(
     except NetsmithError:
         raise
     except Exception as error:  # the network's code may raise anything
-        line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        line = first_line(error).rstrip(".")
         cause = _cause(model, x, str(error)) or f"{type(error).__name__}: {line}. {remedy}"
         raise kind(f"{what}: {cause}") from error
 

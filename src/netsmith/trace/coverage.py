@@ -19,7 +19,7 @@ READS_VALUES = frozenset(
     {"bool", "item", "int", "float", "complex", "index", "tolist", "numpy", "array"}
     | {"contains", "equal", "allclose", "is_nonzero"}
 )
-"""Torch functions, without underscores, whose result is no tensor but hangs on the values of one."""
+"""Torch functions, without underscores, that turn values of a tensor into Python values, on which code may depend."""
 
 
 class Coverage:

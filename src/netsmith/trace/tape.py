@@ -23,11 +23,9 @@ from torch.nn.modules.module import (
 )
 from torch.overrides import TorchFunctionMode
 
+from netsmith.trace.coverage import READS_VALUES
+
 _LABEL = "_netsmith_label"
-# Calls that turn a tensor's values into Python values: the code after them may depend on the data.
-_READS_VALUES = frozenset(
-    {"__bool__", "item", "__int__", "__float__", "__index__", "tolist", "numpy", "__array__", "__contains__", "equal"}
-)
 # Frames of a traceback that are not the network's own code.
 _MACHINERY = re.compile(r"[\\/](torch|jaxtyping|beartype)[\\/]|^<|" + re.escape(__file__))
 
@@ -281,7 +279,7 @@ class Recording(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._closed:
             return func(*args, **kwargs)
-        if self._strict and getattr(func, "__name__", "") in _READS_VALUES:
+        if self._strict and getattr(func, "__name__", "").strip("_") in READS_VALUES:
             self._refuse_data(func, args)
         plain_args, plain_kwargs = transform((args, kwargs), lambda v: False if isinstance(v, TrainingFlag) else v)
         before = [(t, t._version) for _, t in tensors([list(args), kwargs])]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from netsmith.errors import DissectionError
-from netsmith.trace.checks import check_inputs, check_readable, explained, shape_text, uncompiled
+from netsmith.trace.checks import check_inputs, check_readable, explained, kept_modes, shape_text, uncompiled
 
 
 def check_arguments(model: nn.Module, x: Tensor, label: str) -> None:
@@ -120,17 +120,14 @@ def untouched(model: nn.Module) -> Iterator[None]:
     kernel that stands in for it in eval mode, whose numbers are a little different; compiled modules run as plain code.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
-    modes = {m: m.training for m in model.modules()}
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        with torch.random.fork_rng(devices=devices), uncompiled():
+        with torch.random.fork_rng(devices=devices), kept_modes(model), uncompiled():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for m, mode in modes.items():
-            m.training = mode
         with torch.no_grad():
             for buffer, before in buffers:
                 if not torch.equal(buffer, before):

@@ -13,14 +13,14 @@ from netsmith.data.classes import by_name
 from netsmith.data.images import ImageSet, Splits
 from netsmith.errors import TrainingError
 from netsmith.networks.preprocess import Preprocessing, chosen
-from netsmith.trace.checks import original, unusable
+from netsmith.trace.checks import kept_modes, original, unusable
 from netsmith.trace.cost import images_at_once
 from netsmith.training import checkpoint as files
 from netsmith.training.loop import TrainingRun, TrainResult
 from netsmith.training.measure import Entry, Progress, measure, try_out
 from netsmith.training.norms import synced_norms
 from netsmith.training.objective import Objective, Step, Supervised
-from netsmith.training.session import chosen_parameters, kept_modes, own_randomness, placed, session, settled
+from netsmith.training.session import chosen_parameters, own_randomness, placed, session, settled
 from netsmith.training.settings import Precision, TrainSettings, lr_factor
 from netsmith.training.tasks import Task
 

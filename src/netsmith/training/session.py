@@ -156,17 +156,6 @@ def own_randomness(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def kept_modes(model: nn.Module) -> Iterator[None]:
-    """Training and evaluation modes of all modules are put back on leaving."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
 def chosen_parameters(model: nn.Module, trainable: Callable[[str, nn.Parameter], bool] | None) -> Iterator[None]:
     """Only parameters for which `trainable(name, parameter)` holds require a gradient meanwhile (None: as they are)."""
     before = [(p, p.requires_grad) for p in model.parameters()]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from netsmith import limits
 from netsmith.errors import ChannelError, did_you_mean
 from netsmith.records.architecture import note_made
-from netsmith.trace.checks import original
+from netsmith.trace.checks import kept_modes, original
 from netsmith.widths.types import Axis, WidthGroup
 
 
@@ -70,10 +70,8 @@ def permute(model: nn.Module, group: WidthGroup, order: Sequence[int]) -> None:
 
 def forget(model: nn.Module) -> None:
     """Make a network drop what it computed from its weights and kept for eval mode (attention biases, for one)."""
-    modes = [(m, m.training) for m in model.modules()]
-    model.train()
-    for m, mode in modes:
-        m.training = mode
+    with kept_modes(model):
+        model.train()
 
 
 def _order_fault(order: Sequence[int], group: WidthGroup) -> str:
