@@ -234,7 +234,7 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
     with pytest.raises(ConfigError, match="is not UTF-8 text"):
         load_reassemble_config(tmp_path / "latin.yaml")
-    (tmp_path / "big.yaml").write_text("# " + "x" * 2_000_001)
+    (tmp_path / "big.yaml").write_text("# " + "x" * 200_001)
     with pytest.raises(ConfigError, match="is it a config"):
         load_reassemble_config(tmp_path / "big.yaml")
     (tmp_path / "empty.yaml").write_text("\n")
@@ -254,7 +254,7 @@ def test_files_that_cannot_be_read(tmp_path):
         ("a: 1\n---\nb: 2\n", "this is no YAML: expected a single document"),
         ("a: *b\n", "this is no YAML: .*undefined alias"),
         ("a: \x00\n", "this is no YAML"),
-        ("a: &a [*a]\n", "line 1: a.0: an alias contains itself"),
+        ("a: &a [*a]\n", "an alias contains itself"),
         ("? [1, 2]\n: 3\n", "line 1: a key must be a word"),
         ("a: !!int x\n", "line 1: a: 'x' is no int"),
         ("a: !!python/object/apply:os.system [ls]\n", r"line 1: a: the tag !!python/object/apply:os.system is refused"),

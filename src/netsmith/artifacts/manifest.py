@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from netsmith import limits
 from netsmith.errors import ArtifactError
+from netsmith.files.document import faults_of
+from netsmith.files.yaml_text import Document
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -96,20 +97,9 @@ def check_fields(values: Any, model: type[M], where: object) -> M:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        faults = error.errors(include_url=False)
-        lines = [f"  {_place(e['loc'])}: {e['msg']}, got {_brief(e['input'])}" for e in faults[:8]]
+        faults = faults_of(error, Document(values), model)
+        lines = [f"  {fault}" for fault in faults[:8]]
         more = [f"  and {len(faults) - 8} more"] if len(faults) > 8 else []
         raise ArtifactError(
             f"The manifest of {where} lacks or spoils what it is read for:\n" + "\n".join([*lines, *more])
         ) from error
-
-
-def _place(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part)[:60] for part in location) or "the whole"
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, Mapping | list):
-        return f"a {'section' if isinstance(value, Mapping) else 'list'} of {len(value)}"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:50]}... ({len(text)} characters)"

@@ -66,20 +66,15 @@ def validate(document: Document, model: type[M], where: str, *, context: Mapping
             faults.append(Fault(*_at(document, ()), f"expected keys and values, got {_shown(value)}"))
     elif not (document.value is None and faults):
         faults += [_bool_fault(document, path) for path in _bools(model, value, ())]
-        broken = [
-            Fault(*_at(document, path), "expected text, got something that is no Unicode") for path in _broken(value)
-        ]
-        faults += broken
         context = dict(context or {})
         for look_up in (False, True) if context.get(LOOK_UP, True) else (False,):
-            if broken or (look_up and faults):
+            if look_up and faults:
                 break
             try:
                 result = model.model_validate(value, context={**context, LOOK_UP: look_up})
             except ValidationError as error:
                 known = {f.key for f in faults}
-                found = [_explain(document, model, e) for e in error.errors(include_url=False)]
-                faults += [f for f in found if f.key not in known]
+                faults += [f for f in faults_of(error, document, model) if f.key not in known]
     if faults or result is None:
         faults = sorted(dict.fromkeys(faults), key=lambda f: f.order)
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
@@ -88,19 +83,9 @@ def validate(document: Document, model: type[M], where: str, *, context: Mapping
     return result
 
 
-def _broken(value: Any) -> list[Keys]:
-    """Places of texts with half a surrogate pair in them, which nothing can write."""
-    found: list[Keys] = []
-    waiting: list[tuple[Keys, Any]] = [((), value)]
-    while waiting:
-        path, here = waiting.pop()
-        if isinstance(here, str):
-            found += [path] * any(0xD800 <= ord(c) < 0xE000 for c in here)
-        elif isinstance(here, Mapping):
-            waiting += [(path, key) for key in here] + [((*path, key), inner) for key, inner in here.items()]
-        elif isinstance(here, list | tuple):
-            waiting += [((*path, i), inner) for i, inner in enumerate(here)]
-    return found
+def faults_of(error: ValidationError, document: Document, model: type[BaseModel]) -> list[Fault]:
+    """Return each fault that a model finds in a document, in words for the one who wrote it."""
+    return [_explain(document, model, e) for e in error.errors(include_url=False)]
 
 
 def _at(document: Document, path: Keys) -> tuple[str, str]:

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from netsmith.files.yaml_text import read_yaml
 from netsmith.report.rendering import flatten
 
 Rows = list[tuple[str, str]]
@@ -19,11 +18,7 @@ def _seeds(config: str | None, extra: Mapping[str, Any]) -> Rows:
     given = {k: v for k, v in extra.items() if "seed" in k}
     if given or config is None:
         return flatten(given)
-    try:
-        settings = yaml.safe_load(config)
-    except yaml.YAMLError:
-        return []
-    return [(k, v) for k, v in flatten(settings) if k.rpartition(".")[2].endswith("seed")]
+    return [(k, v) for k, v in flatten(read_yaml(config).value) if k.rpartition(".")[2].endswith("seed")]
 
 
 def _hashes(folder: Path, weights: Iterable[tuple[str, Any]], manifest: Mapping[str, Any]) -> Rows:
