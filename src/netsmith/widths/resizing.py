@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,12 +18,17 @@ from netsmith.records.architecture import note_made
 from netsmith.trace.checks import original
 from netsmith.widths.types import Axis, WidthGroup
 
+# Memory for the tensor of a name, as it is when this dimension has been resized to this shape.
+Room = Callable[[str, int, Sequence[int]], Tensor]
+
 
 def channel_index(axis: Axis, width: int, channels: Int64[Tensor, " k"]) -> Int64[Tensor, " m"]:
     """The indices along `axis.dim` of some of the `width` channels: `m = tiles * k * repeat` of them.
 
     Tile by tile, then channel by channel in the order given.
     """
+    if axis.tiles == axis.repeat == 1:
+        return axis.start + channels
     tile = torch.arange(axis.tiles).view(-1, 1, 1) * (width * axis.repeat)
     entry = torch.arange(axis.repeat).view(1, 1, -1)
     return (axis.start + tile + channels.view(1, -1, 1) * axis.repeat + entry).flatten()
@@ -71,9 +76,12 @@ def permute(model: nn.Module, group: WidthGroup, order: Sequence[int]) -> None:
 def forget(model: nn.Module) -> None:
     """Make a network drop what it computed from its weights and kept for eval mode (attention biases, for one)."""
     modes = [(m, m.training) for m in model.modules()]
-    model.train()
+    for m, _ in modes:
+        if type(m).train is not nn.Module.train:
+            m.train()
     for m, mode in modes:
-        m.training = mode
+        if m.training != mode:
+            m.training = mode
 
 
 def _order_fault(order: Sequence[int], group: WidthGroup) -> str:
@@ -137,22 +145,31 @@ def resized_tensors(
     for name in keep or {}:
         if name not in checked:
             raise ChannelError(f"keep names '{name}', which gets no new width. {did_you_mean(name, checked)}")
-    return tensors_of_channels(model, groups, sources)
+    return tensors_of_channels(named_tensors(model), groups, sources)
 
 
 def tensors_of_channels(
-    model: nn.Module, groups: Sequence[WidthGroup], sources: Mapping[str, Sequence[int]]
+    tensors: Mapping[str, Tensor],
+    groups: Sequence[WidthGroup],
+    sources: Mapping[str, Sequence[int]],
+    room: Room | None = None,
 ) -> dict[str, Tensor]:
-    """The tensors that change, by name, when each group named in `sources` consists of these channels of its own."""
+    """The tensors that change, by name, when each group named in `sources` consists of these channels of its own.
+
+    `room` gives the memory that each is put in.
+    """
     by_name = {g.name: g for g in groups}
-    changed = {n: list(s) for n, s in sources.items() if list(s) != list(range(by_name[n].width))}
-    tensors = named_tensors(model)
+    changed = {
+        n: (index := torch.tensor(s), 1 / torch.bincount(index)[index].double())
+        for n, s in sources.items()
+        if list(s) != list(range(by_name[n].width))
+    }
     touched: dict[str, list[tuple[Axis, WidthGroup]]] = defaultdict(list)
     for name in changed:
         for axis in by_name[name].axes:
             _tensor(tensors, axis, by_name[name])
             touched[axis.tensor].append((axis, by_name[name]))
-    return {name: _resized(tensors[name], parts, changed) for name, parts in touched.items()}
+    return {name: _resized(name, tensors[name], parts, changed, room) for name, parts in touched.items()}
 
 
 def _source(group: WidthGroup, width: int, keep: Sequence[int] | None) -> list[int]:
@@ -168,7 +185,18 @@ def _source(group: WidthGroup, width: int, keep: Sequence[int] | None) -> list[i
     return kept
 
 
-def _resized(tensor: Tensor, parts: Iterable[tuple[Axis, WidthGroup]], sources: Mapping[str, list[int]]) -> Tensor:
+def _resized(
+    name: str,
+    tensor: Tensor,
+    parts: Sequence[tuple[Axis, WidthGroup]],
+    sources: Mapping[str, tuple[Tensor, Tensor]],
+    room: Room | None,
+) -> Tensor:
+    if tensor.is_meta:
+        sizes = list(tensor.shape)
+        for axis, group in parts:
+            sizes[axis.dim] += axis.span(len(sources[group.name][0])) - axis.span(group.width)
+        return tensor.new_empty(sizes)
     by_dim: dict[int, list[tuple[Axis, WidthGroup]]] = defaultdict(list)
     for axis, group in parts:
         by_dim[axis.dim].append((axis, group))
@@ -178,19 +206,26 @@ def _resized(tensor: Tensor, parts: Iterable[tuple[Axis, WidthGroup]], sources: 
         at = 0
         for axis, group in sorted(there, key=lambda p: p[0].start):
             assert axis.start >= at, f"groups overlap in dimension {dim} of {axis.tensor}"
-            source = torch.tensor(sources[group.name])
-            copies = torch.bincount(source, minlength=group.width)[source]
-            index += [torch.arange(at, axis.start), channel_index(axis, group.width, source)]
-            share = 1 / copies.double() if axis.fan_in else torch.ones(len(source)).double()
-            scale += [torch.ones(axis.start - at).double(), share.repeat_interleave(axis.repeat).repeat(axis.tiles)]
+            source, share = sources[group.name]
+            if axis.start > at:
+                index.append(torch.arange(at, axis.start))
+                scale.append(torch.ones(axis.start - at))
+            index.append(channel_index(axis, group.width, source))
+            scale.append(_spread(axis, share if axis.fan_in else torch.ones(len(source))))
             at = axis.start + axis.span(group.width)
         index.append(torch.arange(at, tensor.shape[dim]))
-        scale.append(torch.ones(tensor.shape[dim] - at).double())
-        new = new.index_select(dim, torch.cat(index).to(tensor.device))
-        factor = torch.cat(scale)
-        if bool((factor != 1).any()):
-            new = new * factor.to(tensor).view(-1, *[1] * (tensor.ndim - dim - 1))
+        scale.append(torch.ones(tensor.shape[dim] - at))
+        places = torch.cat(index).to(tensor.device)
+        out = room and room(name, dim, (*new.shape[:dim], len(places), *new.shape[dim + 1 :]))
+        new = torch.index_select(new, dim, places, out=out)
+        if any(axis.fan_in for axis, _ in there) and bool(((factor := torch.cat(scale)) != 1).any()):
+            new *= factor.to(tensor).view(-1, *[1] * (tensor.ndim - dim - 1))
     return new
+
+
+def _spread(axis: Axis, values: Tensor) -> Tensor:
+    """A number for each channel as one for each index that the channels hold."""
+    return values if axis.tiles == axis.repeat == 1 else values.repeat_interleave(axis.repeat).repeat(axis.tiles)
 
 
 def holders(model: nn.Module) -> dict[int, list[tuple[dict[str, Any], str]]]:
