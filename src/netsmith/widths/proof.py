@@ -239,25 +239,34 @@ def same(output: Tensor, expected: Tensor, tolerance: float | None = None) -> bo
     return bool((output - expected).abs().max() <= limit * expected.abs().max().clamp_min(1e-30))
 
 
-def sift(
-    things: Sequence[T], holds: Callable[[Sequence[T]], bool], *, doubtful: bool = False
-) -> tuple[list[T], list[T]]:
-    """Those that pass together and those that fail, testing many together and halving where a test fails.
+def sift(things: Sequence[T], holds: Callable[[Sequence[T]], bool]) -> tuple[list[T], list[T]]:
+    """Those that pass together and those that fail, testing many together and halving where a test fails."""
+    passed, bad = _halved(things, holds)
+    good = [thing for part in passed for thing in part]
+    if len(passed) < 2 or holds(good):
+        return good, bad
+    good = list(passed[0])
+    for part in passed[1:]:  # each part passes, but not all together
+        if holds([*good, *part]):
+            good += part
+        else:
+            for thing in part:
+                (good if holds([*good, thing]) else bad).append(thing)
+    return good, bad
 
-    What is `doubtful` is likely to fail as a whole, and is tested in parts at once.
-    """
+
+def _halved(
+    things: Sequence[T], holds: Callable[[Sequence[T]], bool], *, doubtful: bool = False
+) -> tuple[list[Sequence[T]], list[T]]:
+    """Parts that pass, and things that fail alone; what is `doubtful` as a whole is tested in parts at once."""
     if not things or (not (doubtful and len(things) > 1) and holds(things)):
-        return list(things), []
+        return [things] if things else [], []
     if len(things) == 1:
         return [], list(things)
     half = len(things) // 2
-    good, bad = sift(things[:half], holds)
-    more, worse = sift(things[half:], holds, doubtful=not bad)
-    if good and more and not holds([*good, *more]):  # each half passes, the two together do not
-        for thing in more:
-            (good if holds([*good, thing]) else worse).append(thing)
-        return good, bad + worse
-    return good + more, bad + worse
+    passed, bad = _halved(things[:half], holds)
+    more, worse = _halved(things[half:], holds, doubtful=not bad)
+    return passed + more, bad + worse
 
 
 def apart(things: Sequence[T]) -> list[list[T]]:
