@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,8 +20,20 @@ from netsmith.records.architecture import note_made
 from netsmith.trace.checks import original
 from netsmith.widths.types import Axis, WidthGroup
 
-# Memory for the tensor of a name, as it is when this dimension has been resized to this shape.
-Room = Callable[[str, int, Sequence[int]], Tensor]
+
+class Memory:
+    """Resized tensors of one network, kept for the next time: fresh memory costs more than what is written to it."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, tuple[list[tuple[Axis, int]], Tensor]] = {}
+        self._rooms: dict[tuple[str, int], Tensor] = {}
+
+    def room(self, name: str, dim: int, like: Tensor, shape: Sequence[int]) -> Tensor:
+        """Where to put a tensor as it is when this dimension of it has been resized to this shape."""
+        size, room = math.prod(shape), self._rooms.get((name, dim))
+        if room is None or room.numel() < size:
+            room = self._rooms[name, dim] = like.new_empty(max(size, 4 * like.numel()))
+        return room[:size].view(*shape)
 
 
 def channel_index(axis: Axis, width: int, channels: Int64[Tensor, " k"]) -> Int64[Tensor, " m"]:
@@ -152,24 +166,34 @@ def tensors_of_channels(
     tensors: Mapping[str, Tensor],
     groups: Sequence[WidthGroup],
     sources: Mapping[str, Sequence[int]],
-    room: Room | None = None,
+    memory: Memory | None = None,
 ) -> dict[str, Tensor]:
     """The tensors that change, by name, when each group named in `sources` consists of these channels of its own.
 
-    `room` gives the memory that each is put in.
+    With `memory` they are valid until the next call.
     """
     by_name = {g.name: g for g in groups}
-    changed = {
-        n: (index := torch.tensor(s), 1 / torch.bincount(index)[index].double())
-        for n, s in sources.items()
-        if list(s) != list(range(by_name[n].width))
-    }
+    changed = {n: t for n, s in sources.items() if (t := tuple(s)) != tuple(range(by_name[n].width))}
+    marks = {n: hash(t) for n, t in changed.items()}
     touched: dict[str, list[tuple[Axis, WidthGroup]]] = defaultdict(list)
     for name in changed:
         for axis in by_name[name].axes:
             _tensor(tensors, axis, by_name[name])
             touched[axis.tensor].append((axis, by_name[name]))
-    return {name: _resized(name, tensors[name], parts, changed, room) for name, parts in touched.items()}
+    if memory is None:
+        return {name: _resized(name, tensors[name], parts, changed, None) for name, parts in touched.items()}
+    for name, parts in touched.items():
+        key = [(axis, marks[group.name]) for axis, group in parts]
+        if name not in memory.last or memory.last[name][0] != key:
+            memory.last[name] = key, _resized(name, tensors[name], parts, changed, memory)
+    return {name: memory.last[name][1] for name in touched}
+
+
+@lru_cache(1024)
+def _index(channels: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Channels as a tensor, and the share of each in the channel that it is a copy of."""
+    index = torch.tensor(channels)
+    return index, 1 / torch.bincount(index)[index].double()
 
 
 def _source(group: WidthGroup, width: int, keep: Sequence[int] | None) -> list[int]:
@@ -189,13 +213,13 @@ def _resized(
     name: str,
     tensor: Tensor,
     parts: Sequence[tuple[Axis, WidthGroup]],
-    sources: Mapping[str, tuple[Tensor, Tensor]],
-    room: Room | None,
+    sources: Mapping[str, tuple[int, ...]],
+    memory: Memory | None,
 ) -> Tensor:
     if tensor.is_meta:
         sizes = list(tensor.shape)
         for axis, group in parts:
-            sizes[axis.dim] += axis.span(len(sources[group.name][0])) - axis.span(group.width)
+            sizes[axis.dim] += axis.span(len(sources[group.name])) - axis.span(group.width)
         return tensor.new_empty(sizes)
     by_dim: dict[int, list[tuple[Axis, WidthGroup]]] = defaultdict(list)
     for axis, group in parts:
@@ -206,7 +230,7 @@ def _resized(
         at = 0
         for axis, group in sorted(there, key=lambda p: p[0].start):
             assert axis.start >= at, f"groups overlap in dimension {dim} of {axis.tensor}"
-            source, share = sources[group.name]
+            source, share = _index(sources[group.name])
             if axis.start > at:
                 index.append(torch.arange(at, axis.start))
                 scale.append(torch.ones(axis.start - at))
@@ -216,7 +240,7 @@ def _resized(
         index.append(torch.arange(at, tensor.shape[dim]))
         scale.append(torch.ones(tensor.shape[dim] - at))
         places = torch.cat(index).to(tensor.device)
-        out = room and room(name, dim, (*new.shape[:dim], len(places), *new.shape[dim + 1 :]))
+        out = memory and memory.room(name, dim, tensor, (*new.shape[:dim], len(places), *new.shape[dim + 1 :]))
         new = torch.index_select(new, dim, places, out=out)
         if any(axis.fan_in for axis, _ in there) and bool(((factor := torch.cat(scale)) != 1).any()):
             new *= factor.to(tensor).view(-1, *[1] * (tensor.ndim - dim - 1))
