@@ -156,7 +156,8 @@ def kept_modes(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for m, mode in modes.items():
-            m.training = mode
+            if m.training != mode:  # to set an attribute of a module takes long
+                m.training = mode
 
 
 @contextmanager

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from netsmith.widths.entries import ENTRIES
 from netsmith.widths.follow import Flow, tensors_of
-from netsmith.widths.labels import Family, Labels
+from netsmith.widths.labels import Family, Labels, mixed
 from netsmith.widths.products import PRODUCTS
 from netsmith.widths.settings import around, layer_settings
 from netsmith.widths.types import Axis, Refused, WidthGroup
@@ -29,7 +30,8 @@ def candidates(model: nn.Module, example: Tensor, batch: Tensor) -> tuple[list[W
 
     It runs on `example` in eval mode and on `batch` in train mode, where it may take another way through its code.
     """
-    twin = copy.deepcopy(model).cpu()
+    own = {id(p): p for p in model.parameters() if p.device.type == "cpu"}  # a run writes to buffers only
+    twin = copy.deepcopy(model, own).cpu()
     flow = Flow(twin, {**ENTRIES, **PRODUCTS})
     labels = flow.labels
     for x, training in ((example, False), (batch, True)):
@@ -67,12 +69,14 @@ class _Tops:
     def __init__(self, labels: Labels) -> None:
         self.labels = labels
         self._settle()
-        roots, where = torch.unique(labels.find(torch.arange(labels.count)), return_inverse=True)
         bundles = self._bundles()
         self.reasons: dict[int, str] = {}
         memo: dict[int, int] = {}
         self._above = labels.within()
-        top_of = np.array([self._top(r, bundles, memo) for r in roots.tolist()], dtype=np.int64)[where.numpy()]
+        top_of = np.arange(labels.count)
+        for label in self._above:
+            top_of[label] = self._top(label, bundles, memo)
+        top_of = top_of[labels.find(torch.arange(labels.count)).numpy()]
         self.of = top_of
         for label, reason in labels.reasons.items():
             self.reasons.setdefault(int(top_of[label]), reason)
@@ -125,16 +129,24 @@ class _Tops:
 
     def groups(self) -> list[list[int]]:
         """Channels that lie in the same tensors equally often and were seen at the same steps."""
-        entries: dict[int, Counter[int]] = defaultdict(Counter)
-        for i, f in enumerate(self.labels.families):
-            if f.tensor or f.setting:
-                for top in self.of[f.start : f.start + f.size].tolist():
-                    entries[top][i] += 1
-        equals: dict[tuple[Any, int], list[int]] = defaultdict(list)
-        for top, where in entries.items():
-            equals[tuple(sorted(where.items())), int(self.colours[top])].append(top)
-        self.entries = entries
+        seen = [f for f in self.labels.families if f.tensor or f.setting]
+        places = np.zeros(len(self.of), dtype=np.int64)
+        tops: list[Any] = [np.zeros(0, dtype=np.int64)]
+        with np.errstate(over="ignore"):
+            for f in seen:
+                tops.append(self.of[f.start : f.start + f.size])
+                np.add.at(places, tops[-1], np.int64(mixed(f.start)))
+        every, first = np.unique(np.concatenate(tops), return_index=True)
+        equals: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for top in every[np.argsort(first)].tolist():
+            equals[int(places[top]), int(self.colours[top])].append(top)
         return [tops for tops in equals.values() if len(tops) > 1]
+
+    def where(self, top: int) -> list[Family]:
+        """The families that hold a channel."""
+        return [
+            f for f in self.labels.families if (f.tensor or f.setting) and top in self.of[f.start : f.start + f.size]
+        ]
 
 
 def _lonely(model: nn.Module, labels: Labels, tops: _Tops, grouped: set[int]) -> list[tuple[int, Refused]]:
@@ -163,13 +175,15 @@ def _describe(
     model: nn.Module, labels: Labels, tops: _Tops, channels: list[int]
 ) -> tuple[int, WidthGroup | Refused] | None:
     """A set of channels as a group, or why it cannot be one; nothing when no layer makes it. With its first step."""
-    where = [labels.families[i] for i in tops.entries[channels[0]]]
+    where = tops.where(channels[0])
     makers = [f for f in where if f.tensor and f.given and not f.summed]
     if not makers:
         return None
     opening = min(makers, key=lambda f: (f.first, f.start))
     inside = set(channels)
-    place = {t: j for j, t in enumerate(t for t in dict.fromkeys(_tops_of(tops, opening)) if t in inside)}
+    place = np.full(len(tops.of), -1)
+    ordered = [t for t in dict.fromkeys(_tops_of(tops, opening)) if t in inside]
+    place[ordered] = np.arange(len(ordered))
     name = _name(opening, [i for i, t in enumerate(_tops_of(tops, opening)) if t in inside])
     width = len(channels)
     reason = next((tops.reasons[c] for c in channels if c in tops.reasons), None)
@@ -179,9 +193,9 @@ def _describe(
     counts: dict[tuple[str, str], int] = {}
     try:
         for f in where:
-            marks = [place.get(t, -1) for t in _tops_of(tops, f)]
+            marks = place[tops.of[f.start : f.start + f.size]]
             if f.setting:
-                counts[f.setting] = sum(m >= 0 for m in marks) // width
+                counts[f.setting] = int((marks >= 0).sum()) // width
                 continue
             if f.summed and f.given:
                 raise Unfit(f"{f.tensor} is used both ways, as it is and transposed")
@@ -214,24 +228,17 @@ def _name(opening: Family, indices: list[int]) -> str:
     return f"{module}[{shown}{',...' if len(ranges) > 4 else ''}]"
 
 
-def _runs(marks: Sequence[int], width: int, where: str) -> list[tuple[int, int, int]]:
+def _runs(marks: Int64[np.ndarray, " n"], width: int, where: str) -> list[tuple[int, int, int]]:
     """The indices of a dimension that hold channels (-1: none) as runs (start, repeat, tiles)."""
     found = []
-    at = 0
-    while at < len(marks):
-        if marks[at] < 0:
-            at += 1
-            continue
-        stop = at
-        while stop < len(marks) and marks[stop] >= 0:
-            stop += 1
-        run = list(marks[at:stop])
-        repeat = next((i for i, c in enumerate(run) if c != run[0]), len(run))
+    ends = np.flatnonzero(np.diff(np.concatenate([[False], marks >= 0, [False]]).astype(int)))
+    for start, stop in ends.reshape(-1, 2).tolist():
+        run = marks[start:stop]
+        repeat = int(np.argmax(run != run[0])) or len(run)
         tiles, rest = divmod(len(run), width * repeat)
-        if rest or run != [j for j in range(width) for _ in range(repeat)] * tiles:
+        if rest or not np.array_equal(run, np.tile(np.arange(width).repeat(repeat), tiles)):
             raise Unfit(f"in {where} its {width} channels do not lie side by side in one order, each equally often")
-        found.append((at, repeat, tiles))
-        at = stop
+        found.append((start, repeat, tiles))
     return found
 
 

@@ -89,9 +89,9 @@ def _runnable(
 ) -> tuple[list[WidthGroup], list[WidthGroup]]:
     """The groups with which the network runs when they are resized, and the others."""
 
-    good, bad = complete(model, groups, proof.holds)
+    good, bad = complete(model, groups, proof.resizable)
     together = tied(bad)
-    whole, _ = complete(model, [g for g, _ in together], proof.holds)
+    whole, _ = complete(model, [g for g, _ in together], proof.resizable)
     first = {g.name: i for i, g in enumerate(groups)}
     for group, parts in together:
         if group.name in {g.name for g in whole}:

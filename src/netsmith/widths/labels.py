@@ -87,7 +87,7 @@ class Labels:
         """Make the labels of `fine` parts of those at the same places of `coarse`."""
         pairs = torch.stack([self.find(fine).flatten(), self.find(coarse).flatten()])
         pairs = pairs[:, (pairs >= 0).all(dim=0) & (pairs[0] != pairs[1])]
-        self.parts.append(torch.unique(pairs, dim=1))
+        self.parts.append(pairs)
 
     def within(self) -> dict[int, set[int]]:
         """The coarse labels that each fine one lies within, by their representatives."""
@@ -112,7 +112,8 @@ class Labels:
         """
         a, b = torch.broadcast_tensors(self.find(a), self.find(b))
         real = (a >= 0) & (b >= 0)
-        pairs = torch.unique(torch.stack([a[real], b[real]]), dim=1)
+        codes = torch.unique(a[real] * self.count + b[real])
+        pairs = torch.stack([codes // self.count, codes % self.count])
         n, n_a, n_b = pairs.shape[1], len(torch.unique(pairs[0])), len(torch.unique(pairs[1]))
         if n == n_a == n_b:
             self.unite(pairs[0], pairs[1])
@@ -129,7 +130,7 @@ class Labels:
         """Note that these labels were seen at a step: channels that were not seen at the same steps are no equals."""
         seen = torch.unique(labels)
         seen = seen[seen >= 0]
-        self._colour[seen] ^= _mixed(step)
+        self._colour[seen] ^= mixed(step)
 
     def colours(self) -> Tensor:
         """One number for each label that tells the steps at which it was seen."""
@@ -144,7 +145,7 @@ class Labels:
         return [self.families[i] for i in where.tolist()]
 
 
-def _mixed(step: int) -> int:
+def mixed(step: int) -> int:
     """A number whose bits depend on all bits of `step` (splitmix64)."""
     mask = (1 << 64) - 1
     z = (step + 1) * 0x9E3779B97F4A7C15 & mask

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,11 +21,28 @@ from netsmith.trace.checks import kept_modes, original
 from netsmith.widths.types import Axis, WidthGroup
 
 
+class Memory:
+    """Resized tensors of one network, kept for the next time: fresh memory costs more than what is written to it."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, tuple[list[tuple[Axis, int]], Tensor]] = {}
+        self._rooms: dict[tuple[str, int], Tensor] = {}
+
+    def room(self, name: str, dim: int, like: Tensor, shape: Sequence[int]) -> Tensor:
+        """Where to put a tensor as it is when this dimension of it has been resized to this shape."""
+        size, room = math.prod(shape), self._rooms.get((name, dim))
+        if room is None or room.numel() < size:
+            room = self._rooms[name, dim] = like.new_empty(max(size, 4 * like.numel()))
+        return room[:size].view(*shape)
+
+
 def channel_index(axis: Axis, width: int, channels: Int64[Tensor, " k"]) -> Int64[Tensor, " m"]:
     """The indices along `axis.dim` of some of the `width` channels: `m = tiles * k * repeat` of them.
 
     Tile by tile, then channel by channel in the order given.
     """
+    if axis.tiles == axis.repeat == 1:
+        return axis.start + channels
     tile = torch.arange(axis.tiles).view(-1, 1, 1) * (width * axis.repeat)
     entry = torch.arange(axis.repeat).view(1, 1, -1)
     return (axis.start + tile + channels.view(1, -1, 1) * axis.repeat + entry).flatten()
@@ -71,7 +90,9 @@ def permute(model: nn.Module, group: WidthGroup, order: Sequence[int]) -> None:
 def forget(model: nn.Module) -> None:
     """Make a network drop what it computed from its weights and kept for eval mode (attention biases, for one)."""
     with kept_modes(model):
-        model.train()
+        for module in model.modules():
+            if type(module).train is not nn.Module.train:
+                module.train()
 
 
 def _order_fault(order: Sequence[int], group: WidthGroup) -> str:
@@ -135,22 +156,41 @@ def resized_tensors(
     for name in keep or {}:
         if name not in checked:
             raise ChannelError(f"keep names '{name}', which gets no new width. {did_you_mean(name, checked)}")
-    return tensors_of_channels(model, groups, sources)
+    return tensors_of_channels(named_tensors(model), groups, sources)
 
 
 def tensors_of_channels(
-    model: nn.Module, groups: Sequence[WidthGroup], sources: Mapping[str, Sequence[int]]
+    tensors: Mapping[str, Tensor],
+    groups: Sequence[WidthGroup],
+    sources: Mapping[str, Sequence[int]],
+    memory: Memory | None = None,
 ) -> dict[str, Tensor]:
-    """The tensors that change, by name, when each group named in `sources` consists of these channels of its own."""
+    """The tensors that change, by name, when each group named in `sources` consists of these channels of its own.
+
+    With `memory` they are valid until the next call.
+    """
     by_name = {g.name: g for g in groups}
-    changed = {n: list(s) for n, s in sources.items() if list(s) != list(range(by_name[n].width))}
-    tensors = named_tensors(model)
+    changed = {n: t for n, s in sources.items() if (t := tuple(s)) != tuple(range(by_name[n].width))}
+    marks = {n: hash(t) for n, t in changed.items()}
     touched: dict[str, list[tuple[Axis, WidthGroup]]] = defaultdict(list)
     for name in changed:
         for axis in by_name[name].axes:
             _tensor(tensors, axis, by_name[name])
             touched[axis.tensor].append((axis, by_name[name]))
-    return {name: _resized(tensors[name], parts, changed) for name, parts in touched.items()}
+    if memory is None:
+        return {name: _resized(name, tensors[name], parts, changed, None) for name, parts in touched.items()}
+    for name, parts in touched.items():
+        key = [(axis, marks[group.name]) for axis, group in parts]
+        if name not in memory.last or memory.last[name][0] != key:
+            memory.last[name] = key, _resized(name, tensors[name], parts, changed, memory)
+    return {name: memory.last[name][1] for name in touched}
+
+
+@lru_cache(1024)
+def _index(channels: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Channels as a tensor, and the share of each in the channel that it is a copy of."""
+    index = torch.tensor(channels)
+    return index, 1 / torch.bincount(index)[index].double()
 
 
 def _source(group: WidthGroup, width: int, keep: Sequence[int] | None) -> list[int]:
@@ -166,7 +206,18 @@ def _source(group: WidthGroup, width: int, keep: Sequence[int] | None) -> list[i
     return kept
 
 
-def _resized(tensor: Tensor, parts: Iterable[tuple[Axis, WidthGroup]], sources: Mapping[str, list[int]]) -> Tensor:
+def _resized(
+    name: str,
+    tensor: Tensor,
+    parts: Sequence[tuple[Axis, WidthGroup]],
+    sources: Mapping[str, tuple[int, ...]],
+    memory: Memory | None,
+) -> Tensor:
+    if tensor.is_meta:
+        sizes = list(tensor.shape)
+        for axis, group in parts:
+            sizes[axis.dim] += axis.span(len(sources[group.name])) - axis.span(group.width)
+        return tensor.new_empty(sizes)
     by_dim: dict[int, list[tuple[Axis, WidthGroup]]] = defaultdict(list)
     for axis, group in parts:
         by_dim[axis.dim].append((axis, group))
@@ -176,19 +227,26 @@ def _resized(tensor: Tensor, parts: Iterable[tuple[Axis, WidthGroup]], sources: 
         at = 0
         for axis, group in sorted(there, key=lambda p: p[0].start):
             assert axis.start >= at, f"groups overlap in dimension {dim} of {axis.tensor}"
-            source = torch.tensor(sources[group.name])
-            copies = torch.bincount(source, minlength=group.width)[source]
-            index += [torch.arange(at, axis.start), channel_index(axis, group.width, source)]
-            share = 1 / copies.double() if axis.fan_in else torch.ones(len(source)).double()
-            scale += [torch.ones(axis.start - at).double(), share.repeat_interleave(axis.repeat).repeat(axis.tiles)]
+            source, share = _index(sources[group.name])
+            if axis.start > at:
+                index.append(torch.arange(at, axis.start))
+                scale.append(torch.ones(axis.start - at))
+            index.append(channel_index(axis, group.width, source))
+            scale.append(_spread(axis, share if axis.fan_in else torch.ones(len(source))))
             at = axis.start + axis.span(group.width)
         index.append(torch.arange(at, tensor.shape[dim]))
-        scale.append(torch.ones(tensor.shape[dim] - at).double())
-        new = new.index_select(dim, torch.cat(index).to(tensor.device))
-        factor = torch.cat(scale)
-        if bool((factor != 1).any()):
-            new = new * factor.to(tensor).view(-1, *[1] * (tensor.ndim - dim - 1))
+        scale.append(torch.ones(tensor.shape[dim] - at))
+        places = torch.cat(index).to(tensor.device)
+        out = memory and memory.room(name, dim, tensor, (*new.shape[:dim], len(places), *new.shape[dim + 1 :]))
+        new = torch.index_select(new, dim, places, out=out)
+        if any(axis.fan_in for axis, _ in there) and bool(((factor := torch.cat(scale)) != 1).any()):
+            new *= factor.to(tensor).view(-1, *[1] * (tensor.ndim - dim - 1))
     return new
+
+
+def _spread(axis: Axis, values: Tensor) -> Tensor:
+    """A number for each channel as one for each index that the channels hold."""
+    return values if axis.tiles == axis.repeat == 1 else values.repeat_interleave(axis.repeat).repeat(axis.tiles)
 
 
 def holders(model: nn.Module) -> dict[int, list[tuple[dict[str, Any], str]]]:

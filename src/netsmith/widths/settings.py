@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from netsmith.widths.proof import sift
 from netsmith.widths.types import Axis, Setting, WidthGroup
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -20,6 +19,8 @@ _COUNTS = ("num_features", "num_channels", "normalized_shape", "num_parameters")
 _STANDARD = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 # A choice: (what the module does with the channels, its class, the attribute), for all modules of that kind.
 Key = tuple[str, str, str]
+# Groups that pass and groups that fail.
+Parted = tuple[list[WidthGroup], list[WidthGroup]]
 # How many groups of one kind are tried in vain before the others are given up.
 _PATIENCE = 2
 
@@ -69,15 +70,16 @@ def _numbers(module: nn.Module, tensor: str, axis: Axis) -> list[tuple[str, int]
 
 
 def complete(
-    model: nn.Module, groups: Sequence[WidthGroup], fits: Callable[[Sequence[WidthGroup]], bool]
-) -> tuple[list[WidthGroup], list[WidthGroup]]:
+    model: nn.Module, groups: Sequence[WidthGroup], fitting: Callable[[Sequence[WidthGroup]], Parted]
+) -> Parted:
     """Give groups the attributes of custom modules without which the network does not run when they are resized.
 
-    What a module keeps as `num_heads` or `split_sizes` is seen from its value alone, so the choice is tried: `fits`
-    says whether the network runs with groups resized. Returns those that fit and those for which no choice does.
+    What a module keeps as `num_heads` or `split_sizes` is seen from its value alone, so the choice is tried: `fitting`
+    parts groups into those with which the network can be resized and the others. Returns those that fit and those for
+    which no choice does.
     """
     plain = [g for g in groups if g.kind != "heads"]
-    done, failed = sift(plain, fits)
+    done, failed = fitting(plain)
     left = [*failed, *(g for g in groups if g.kind == "heads")]
     hopeless: list[WidthGroup] = []
     failures: Counter[tuple[Any, ...]] = Counter()
@@ -87,13 +89,13 @@ def complete(
         if failures[sort] == _PATIENCE:
             hopeless.append(left.pop(0))
             continue
-        keys = next((k for k in _choices(options) if fits([_with(left[0], options, k)])), None)
+        keys = next((k for k in _choices(options) if fitting([_with(left[0], options, k)])[0]), None)
         if keys is None:
             failures[sort] += 1
             hopeless.append(left.pop(0))
             continue
         alike = [_with(g, offered, keys) for g in left if set(keys) <= set(offered := attributes(model, g))]
-        good, _ = sift(alike, fits)
+        good, _ = fitting(alike)
         done += good
         names = {g.name for g in good}
         left = [g for g in left if g.name not in names]
