@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import json
 import os
 import platform
@@ -20,9 +21,11 @@ def describe() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     if info.exists():
         model = next((x.partition(":")[2].strip() for x in info.read_text().splitlines() if "model name" in x), model)
+    installed = {d.name.lower(): d.version for d in importlib.metadata.distributions()}
+    peers = {name: installed[name] for name in ("torch-pruning", "ortools", "pytorch-cka") if name in installed}
     return {
         "machine": {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads()},
-        "versions": library_versions(),
+        "versions": {**library_versions(), **peers},
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
 
