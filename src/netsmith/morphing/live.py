@@ -259,13 +259,16 @@ class MorphableModel(Pretrained, nn.Module):
 
         Args:
             size: a ratio or widths, whichever it is.
-            ratio: one ratio for all groups.
-            widths: widths by group, integers as channels and floats as ratios; the others stay at full width.
-            params: at most so many parameters in the whole network; the widest such ratio is taken.
-            macs: likewise multiply-adds for one input.
-            latency_ms: likewise milliseconds a call, measured on this machine with the threads that torch has, once for
-                each size, and remembered; more than the largest network needs gives the largest.
-            batch: inputs in the call that `latency_ms` is for.
+
+        Keyword Args:
+            ratio (float): one ratio for all groups.
+            widths (Mapping[str, int | float]): widths by group, integers as channels and floats as ratios; the others
+                stay at full width.
+            params (float): at most so many parameters in the whole network; the widest such ratio is taken.
+            macs (float): likewise multiply-adds for one input.
+            latency_ms (float): likewise milliseconds a call, measured on this machine with the threads that torch has,
+                once for each size, and remembered; more than the largest network needs gives the largest.
+            batch (int): inputs in the call that `latency_ms` is for.
 
         Raises:
             MorphError: not exactly one request, or one that is no size.

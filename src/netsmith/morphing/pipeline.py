@@ -116,7 +116,7 @@ def morph(
         device: where to compute.
         checkpoints: folder in which fitting keeps its state, to go on after an interruption.
         progress: told how far it is.
-        changes: single settings by name, such as `ratios=(1.0, 0.5)`, `generator="nested"`,
+        **changes: single settings by name, such as `ratios=(1.0, 0.5)`, `generator="nested"`,
             `training=TrainSettings(epochs=10)` or `space={"widths": (0.5, 1.0)}` (`MorphSettings`).
 
     Raises:

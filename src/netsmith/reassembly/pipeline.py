@@ -88,7 +88,7 @@ def reassemble(
         cache: keeps steps between runs.
         checkpoints: folder in which fine-tuning keeps its state, to go on after an interruption.
         progress: told how far it is.
-        changes: single settings by name, such as `partition={"k": 2, "eps": 0.5}`, `search={"candidates": 4}` or
+        **changes: single settings by name, such as `partition={"k": 2, "eps": 0.5}`, `search={"candidates": 4}` or
             `finetune=TrainSettings(epochs=10)` (`ReassemblySettings`).
 
     Raises:

@@ -2,24 +2,6 @@
 
 from netsmith.report.comparison import write_comparison
 from netsmith.report.page import write_report
-from netsmith.report.terminal import (
-    terminal_baselines,
-    terminal_candidates,
-    terminal_comparison,
-    terminal_dissection,
-    terminal_zoo,
-)
-from netsmith.report.terminal_morph import terminal_rivals, terminal_space, terminal_widths
+from netsmith.report.terminal import terminal_widths
 
-__all__ = [
-    "terminal_baselines",
-    "terminal_candidates",
-    "terminal_comparison",
-    "terminal_dissection",
-    "terminal_rivals",
-    "terminal_space",
-    "terminal_widths",
-    "terminal_zoo",
-    "write_comparison",
-    "write_report",
-]
+__all__ = ["terminal_widths", "write_comparison", "write_report"]

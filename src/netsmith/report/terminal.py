@@ -1,4 +1,4 @@
-"""The same results for the console: each function takes plain rows and returns something that rich can print."""
+"""The widths of a morph as a table for the console, from rows of summary.json or details.json."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from netsmith.report import formats
+from netsmith.report.metric import RECONSTRUCTION, UNITS, Metric
+
+_SPLITS = ("validation", "test")
 
 Row = Mapping[str, Any]
 
@@ -34,97 +37,67 @@ def split_value(row: Row, split: str, name: str = "accuracy") -> formats.Real | 
     return value.get(split) if isinstance(value, Mapping) else (value if split == "test" else None)
 
 
-def _licence(row: Row) -> Text:
-    licence = row.get("licence") or "not stated"
-    return Text(f"{licence} (non-commercial)", style="yellow") if row.get("commercial") is False else Text(str(licence))
+def metric_of(data: Row) -> Metric:
+    """The metric that `task` (details.json) or `metric` (summary.json) names; accuracy where there is neither."""
+    task, images = data.get("task"), data.get("images")
+    fewest = min((n for n in images.values() if n), default=None) if isinstance(images, Mapping) else images
+    if isinstance(data.get("metric"), str):
+        return Metric(data["metric"], images=fewest)
+    if not isinstance(task, Mapping):
+        return Metric(images=fewest)
+    return Metric(str(task.get("primary") or "accuracy"), task.get("higher_is_better") is not False, fewest)
 
 
-def terminal_zoo(networks: Sequence[Row]) -> Table:
-    """The zoo; rows as `networks` of details.json (`name`, `source`, `licence`, `params`, `macs`, `accuracy`, ...)."""
-    splits = [s for s in ("validation", "test") if any(split_value(n, s) is not None for n in networks)]
-    table = plain_table("", ["network", "source", "licence"], ["units", "params", "MACs", *splits])
-    for n in networks:
-        units = n.get("units")
+def _heads(metric: Metric, rows: Sequence[Row], base: Row) -> list[tuple[str, str]]:
+    """`(split, heading)` of the columns that hold a value; bare numbers (summary.json) need no name of a split."""
+    named = any(isinstance(r.get(metric.name, r.get("accuracy")), Mapping) for r in (base, *rows))
+    found = [s for s in _SPLITS if any(split_value(r, s, metric.name) is not None for r in (base, *rows))]
+    return [(s, f"{metric.title}, {s}" if named else metric.title) for s in found]
+
+
+def _error(row: Row, split: str) -> formats.Real | None:
+    """The reconstruction error: by split among the `metrics` of details.json, a bare number in summary.json."""
+    metrics = row.get("metrics")
+    if isinstance(metrics, Mapping):
+        return (metrics.get(split) or {}).get("reconstruction")
+    return row.get("reconstruction") if split == "test" else None
+
+
+def terminal_widths(data: Row, *, title: str = "") -> Table:
+    """The widths of a morph, with the base network and the skip-only floor below them.
+
+    `data` is summary.json or details.json of `netsmith morph` as a mapping: `widths` (`ratio`, `params`, `macs`,
+    the metric, `fitted`, `latency_ms`), `base`, `floor`, `images` (how many it was measured on), and `task` or
+    `metric`, which say how the metric is called.
+    """
+    widths: Sequence[Row] = data.get("widths") or ()
+    base: Row = data.get("base") or {}
+    metric = metric_of(data)
+    heads = _heads(metric, widths, base)
+    latency = any(w.get("latency_ms") is not None for w in widths)
+    errors = [s for s, _ in heads if any(_error(row, s) is not None for row in (base, *widths))]
+    right = ["params", "MACs", *(t for _, t in heads), *(f"{RECONSTRUCTION}, {s}" for s in errors)]
+    table = plain_table(title, ["ratio"], [*right, *(["latency"] if latency else [])])
+    table.caption = Text(UNITS) if errors else None
+    table.caption_justify = "left"
+
+    def add(name: Text, row: Row) -> None:
         table.add_row(
-            Text(str(n["name"])),
-            Text(str(n.get("source") or formats.DASH)),
-            _licence(n),
-            str(units if isinstance(units, int) else len(units)) if units is not None else formats.DASH,
-            formats.count(n.get("params")),
-            formats.count(n.get("macs")),
-            *(formats.percent(split_value(n, s)) for s in splits),
+            name,
+            formats.count(row.get("params")),
+            formats.count(row.get("macs")),
+            *(metric.text(split_value(row, s, metric.name)) for s, _ in heads),
+            *(formats.decimal(_error(row, s)) for s in errors),
+            *([formats.milliseconds(row.get("latency_ms"))] if latency else []),
         )
-    return table
 
-
-def terminal_candidates(candidates: Sequence[Row], *, most: int = 10) -> Table:
-    """The first `most` candidates and the chosen one; rows as `candidates` of details.json."""
-    shown = [c for i, c in enumerate(candidates) if i < most or c.get("chosen")]
-    scores = list(dict.fromkeys(s for c in shown for s in c.get("scores") or {}))
-    keys = list(dict.fromkeys(k for c in shown for k, v in (c.get("accuracy") or {}).items() if v is not None))
-    title = f"{len(shown)} of {len(candidates)} candidates" if len(shown) < len(candidates) else ""
-    table = plain_table(
-        title, ["", "blocks"], ["params", "MACs", "cost", *scores, *(k.replace("_", " ") for k in keys)]
-    )
-    for c in shown:
-        table.add_row(
-            Text(f"{c['rank']}{' ←' if c.get('chosen') else ''}"),
-            Text(" → ".join(c["blocks"])),
-            formats.count(c.get("params")),
-            formats.count(c.get("macs")),
-            formats.decimal(c.get("cost")),
-            *(formats.decimal((c.get("scores") or {}).get(s)) for s in scores),
-            *(formats.percent((c.get("accuracy") or {}).get(k)) for k in keys),
-            style="bold" if c.get("chosen") else None,
-        )
-    return table
-
-
-def terminal_dissection(network: Row) -> Table:
-    """The units of one network; `network` as in `networks` of details.json (layouts as words or as `{"kind": ...}`)."""
-    table = plain_table(str(network["name"]), ["", "unit", "layout", "shape"], ["params", "MACs"])
-
-    def add(index: str, name: str, layout: Any, shapes: str, row: Row) -> None:
-        kind = layout.get("kind") if isinstance(layout, Mapping) else layout
-        params, macs = formats.count(row.get("params")), formats.count(row.get("macs"))
-        table.add_row(index, Text(name), Text(str(kind or "")), shapes, params, macs)
-
-    if network.get("stem"):
-        add("", "(stem)", None, "", network["stem"])
-    for i, u in enumerate(network.get("units") or ()):
-        shapes = f"{formats.shape(u.get('in_shape'))} → {formats.shape(u.get('out_shape'))}"
-        add(str(i), str(u["name"]), u.get("layout"), shapes, u)
-    if network.get("head"):
-        add("", "(head)", None, "", network["head"])
+    for w in widths:
+        fitted = w.get("fitted") is not False
+        text = formats.decimal(w.get("ratio"))
+        add(Text(text) if fitted else Text(f"{text} (outside the fitted range)", style="yellow"), w)
     table.add_section()
-    add("", "whole network", None, "", network)
-    return table
-
-
-def terminal_baselines(baselines: Sequence[Row]) -> Table:
-    """What the new network is compared with; rows as `baselines` of details.json."""
-    table = plain_table("", ["baseline", "note"], ["params", "MACs", "accuracy"])
-    for b in baselines:
-        table.add_row(
-            Text(str(b["name"])),
-            Text(str(b.get("note") or "")),
-            formats.count(b.get("params")),
-            formats.count(b.get("macs")),
-            formats.percent(b.get("accuracy")),
-        )
-    return table
-
-
-def terminal_comparison(data: Row, *, most: int = 40) -> Table:
-    """For each cut of the first network the cut of the second that is most like it; `data` as `write_comparison`'s."""
-    rows, columns = data["rows"], data["columns"]
-    table = plain_table(
-        f"{rows['name']} against {columns['name']}", ["cut", "most like"], [str(data.get("metric", "similarity"))]
-    )
-    for name, values in list(zip(rows["cuts"], data["values"], strict=True))[:most]:
-        known = [(v, j) for j, v in enumerate(values) if v is not None and v == v]
-        value, j = max(known, default=(None, -1))
-        table.add_row(Text(name), Text(columns["cuts"][j]) if known else formats.DASH, formats.decimal(value, 3))
-    if len(rows["cuts"]) > most:
-        table.caption = f"{len(rows['cuts']) - most} more cuts"
+    add(Text(f"base: {base['name']}" if base.get("name") else "base"), base)
+    floor: Any = data.get("floor")
+    if floor is not None:
+        add(Text("skip-only floor"), {metric.name: floor})
     return table
