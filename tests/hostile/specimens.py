@@ -98,7 +98,7 @@ def make_specimens(folder: Path) -> Specimens:
     save_network(found["network"], plain, counts={"params": 1, "macs": 1}, metrics={"accuracy": 0.5}, config={})
     for kind in ("grid", "inr"):
         settings = {"layers": 2, "hidden": 4, "frequencies": 2, "warm_start": 0} if kind == "inr" else None
-        made = morph(plain, digits, training=None, ratios=(0.5,), generator={"kind": kind, "settings": settings})
+        made = morph(plain, digits, training=None, ratios=(0.5,), generator={"kind": kind, "settings": settings or {}})
         save_morphed(made, found["morph" if kind == "grid" else kind])
         if kind == "grid":
             found["sampled"] = folder / "sampled"

@@ -242,7 +242,7 @@ def test_what_builds_a_network_is_checked_before_it_is_built(copied, capsys, kin
 def test_absurd_widths_of_a_sampled_network_are_refused(copied):
     folder = copied("sampled")
     resign(folder, widest)
-    with pytest.raises(ArtifactError, match="less than or equal to 1048576"):
+    with pytest.raises(ArtifactError, match="of at most 1048576"):
         netsmith.load(folder)
 
 
