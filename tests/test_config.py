@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save_file
 
-from netsmith.cli import execution
+from netsmith.cli import execution, networks
 from netsmith.config import (
     HEADER,
     MorphConfig,
@@ -495,7 +495,8 @@ def test_every_key_of_a_reassembly_reaches_the_library(monkeypatch):
         seen[2] = (seen[2][0][2:], seen[2][1])  # without the networks and the splits
         return repr(seen)
 
-    for name in ("open_data", "load_zoo", "reassemble"):
+    monkeypatch.setattr(networks, "open_data", recorded)
+    for name in ("load_zoo", "reassemble"):
         monkeypatch.setattr(execution, name, recorded)
     plain = called()
     for change in CHANGES.split():

@@ -9,7 +9,6 @@ import torch
 
 from netsmith.config import ReassembleConfig
 from netsmith.data.images import PROBE_IMAGES
-from netsmith.data.splits import Splits, open_data
 from netsmith.distributed import processes
 from netsmith.files.cache import Cache
 from netsmith.networks.zoo import describe_source, load_zoo
@@ -24,6 +23,7 @@ from netsmith.trace.chain import dissect
 from netsmith.training.engine import Progress, TrainSettings
 
 from .forecast import Sketch, built, forecast_reassembly, sketches
+from .networks import open_section
 
 
 def execute(
@@ -46,7 +46,7 @@ def _reassemble(
     device: str,
     progress: Progress | None,
 ) -> Reassembled:
-    splits = open_config_data(config)
+    splits = open_section(config.data)
     networks = load_zoo(config.zoo, pretrained=config.pretrained, seed=config.seed)
     settings = config.model_copy(update={"finetune": tuning(config)})
     return reassemble(
@@ -118,14 +118,6 @@ def _steps(config: ReassembleConfig) -> list[str]:
         "test images read once; artifact, summary.json and report.html written",
     ]
     return ["steps:", *(f"  {i}. {step}" for i, step in enumerate(steps, start=1))]
-
-
-def open_config_data(config: ReassembleConfig) -> Splits:
-    """The data of a config."""
-    data = config.data
-    return open_data(
-        data.source, seed=data.seed, validation_fraction=data.validation_fraction, size=data.size, ignore=data.ignore
-    )
 
 
 def tuning(config: ReassembleConfig) -> TrainSettings | None:

@@ -10,7 +10,6 @@ import torch
 from netsmith.config import DataSection, MorphConfig, ReassembleConfig
 from netsmith.data.images import PROBE_IMAGES
 from netsmith.data.named import describe_data
-from netsmith.data.splits import open_data
 from netsmith.errors import NetsmithError
 from netsmith.limits import amount
 from netsmith.networks.network import Network, load_source, parse_source
@@ -18,6 +17,8 @@ from netsmith.networks.zoo import ZooEntry
 from netsmith.search.budget import format_count
 from netsmith.trace.cost import count_macs, count_params
 from netsmith.training.engine import Progress
+
+from .networks import open_section
 
 _CUTS = 16  # of a network, as a rule: between 8 (ResNet-18) and 24 (large transformers)
 _CHECKPOINTS = 14  # copies of the network that the keyframes' checkpoints hold: weights, average, momentum, the best
@@ -106,13 +107,7 @@ def _images(data: DataSection) -> str:
     try:
         if not describe_data(data.source).present:
             return f"images: not known before {data.source} is on this machine"
-        splits = open_data(
-            data.source,
-            seed=data.seed,
-            validation_fraction=data.validation_fraction,
-            size=data.size,
-            ignore=data.ignore,
-        )
+        splits = open_section(data)
     except NetsmithError as error:
         return f"images: none can be read yet ({error})"
     return f"images: {len(splits.train):,} train, {len(splits.validation):,} validation, {len(splits.test):,} test"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from netsmith.config import MorphConfig
-from netsmith.data.splits import Splits, check_labelled, open_data
+from netsmith.data.splits import Splits, check_labelled
 from netsmith.distributed import processes
 from netsmith.errors import DataError
 from netsmith.files.cache import digest
@@ -23,6 +23,7 @@ from netsmith.search.budget import format_count
 from netsmith.training.engine import Progress, TrainSettings
 
 from .forecast import forecast_morph
+from .networks import open_section
 
 _log = logging.getLogger("netsmith.morph")
 
@@ -39,10 +40,7 @@ def execute(
 
     `begin` is called once everything is checked and before anything is written; afterwards `out` exists.
     """
-    data = config.data
-    splits = open_data(
-        data.source, seed=data.seed, validation_fraction=data.validation_fraction, size=data.size, ignore=data.ignore
-    )
+    splits = open_section(config.data)
     network = base_network(config, splits)
     settings = config.model_copy(update={"training": training(config)})
     kept = out / "checkpoints"

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from netsmith import limits
 from netsmith.artifacts.artifact import is_artifact, read_manifest
+from netsmith.config import DataSection
 from netsmith.data.names import FILE_KINDS
-from netsmith.data.splits import Splits
+from netsmith.data.splits import Splits, open_data
 from netsmith.errors import DataError, SourceError
 from netsmith.formats import metric_text
 from netsmith.networks.preprocess import preprocess_of
@@ -102,9 +103,6 @@ def open_for(
     A test part that is split off by another seed would hold images that the artifact was trained on. What is given,
     `seed`, `size` of the images and the class to `ignore`, goes before what the artifact says. Raises DataError.
     """
-    from netsmith.config import DataSection
-    from netsmith.data.splits import open_data
-
     for source in sources:
         parsed = parse_source(source)
         if parsed.scheme != "artifact" or not is_artifact(parsed.name):
@@ -140,6 +138,13 @@ def open_for(
             )
         return Opened(splits, drawn if seed is None else seed)
     return Opened(open_data(data, seed=seed or 0, size=size, ignore=ignore), seed or 0)
+
+
+def open_section(data: DataSection) -> Splits:
+    """Return the data that a section of a config describes. Raises DataError."""
+    return open_data(
+        data.source, seed=data.seed, validation_fraction=data.validation_fraction, size=data.size, ignore=data.ignore
+    )
 
 
 def _resolved(data: str, folder: Path) -> str:

@@ -87,13 +87,11 @@ def forget(folder: Path, going_on: bool) -> None:
 
 def train_network(config: TrainConfig, folder: Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """Train what a config describes into `folder`; returns its summary."""
-    from netsmith.data.splits import open_data
     from netsmith.training.entry import train_entry
 
-    data = config.data
-    splits = open_data(
-        data.source, seed=data.seed, validation_fraction=data.validation_fraction, size=data.size, ignore=data.ignore
-    )
+    from .networks import open_section
+
+    splits = open_section(config.data)
     return train_entry(
         config.network,
         splits,

@@ -17,6 +17,8 @@ from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import VersionedResolver
 
+from netsmith.files.paths import is_text
+
 Keys = tuple[str | int, ...]
 
 MOST_BYTES = 200_000
@@ -25,6 +27,7 @@ MOST_BYTES = 200_000
 MOST_VALUES = 20_000
 """Values in one document with its aliases expanded; more is an accident or an attack."""
 
+_NO_TEXT = "expected text, got something that is no Unicode"
 _TAG = "tag:yaml.org,2002:"
 _PATTERNS = {
     "null": r"^(?:~|null|Null|NULL|)$",
@@ -154,11 +157,15 @@ class _Converter:
                 self.document.places[(*path, i)] = item.start_mark.line + 1
             return [self.convert(item, (*path, i)) for i, item in enumerate(node.value)]
         try:
-            return self.yaml.constructor.construct_object(node)
+            value = self.yaml.constructor.construct_object(node)
         except (ValueError, KeyError):
             shown = node.value if len(node.value) <= 40 else f"{node.value[:30]}... ({len(node.value)} characters)"
             self.fault(node, path, f"'{shown}' is no {tag.removeprefix(_TAG)}")
             return None
+        if isinstance(value, str) and not is_text(value):
+            self.fault(node, path, _NO_TEXT)
+            return None
+        return value
 
     def mapping(self, node: MappingNode, path: Keys) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -167,6 +174,8 @@ class _Converter:
             here = (*path, key_node.value)
             if not isinstance(key_node, ScalarNode):
                 self.fault(key_node, path, "a key must be a word")
+            elif not is_text(key_node.value):
+                self.fault(key_node, path, _NO_TEXT)
             elif str(key_node.tag) == _TAG + "merge":
                 for part in value_node.value if isinstance(value_node, SequenceNode) else [value_node]:
                     extra = self.convert(part, path)

@@ -20,7 +20,7 @@ from netsmith.reassembly.members import Parent
 from netsmith.reassembly.partition import Partition
 from netsmith.reassembly.recipe import Recipe
 from netsmith.reassembly.search import SearchResult
-from netsmith.reassembly.settings import BudgetSettings, ReassemblySettings
+from netsmith.reassembly.settings import ReassemblySettings
 from netsmith.reassembly.similarity import SimilarityTable
 from netsmith.reassembly.steps import Clock, Run
 from netsmith.reassembly.stitch import Assembled
@@ -97,9 +97,7 @@ def reassemble(
     """
     settings = with_changes(ReassemblySettings, settings, changes)
     if budget is not None:
-        batch = settings.budget.latency_batch
-        bounds = BudgetSettings(**{**budget.model_dump(), "latency_batch": getattr(budget, "latency_batch", batch)})
-        settings = settings.model_copy(update={"budget": bounds})
+        settings = settings.model_copy(update={"budget": settings.budget.model_copy(update=dict(budget))})
     run = Run(networks, data, settings, device, Clock(cache, progress))
     run.study()
     table = run.compare()

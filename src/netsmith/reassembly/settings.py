@@ -61,7 +61,7 @@ class PartitionSettings(Section):
     eps: float = Field(
         default=0.2, ge=0, le=limits.BLOCKS, description="a block has at most (1 + eps) / k of its network"
     )
-    size: Literal["units", "params", "macs"] = Field(default="units", description="what blocks are measured by")
+    size: Size = Field(default="units", description="what blocks are measured by")
     restarts: int = Field(default=200, ge=1, le=limits.COUNT)
 
 
@@ -87,7 +87,7 @@ class StitchSettings(Section):
     """How blocks are joined."""
 
     style: str = Field(default="auto", description="of the adapters")
-    init: Literal["lstsq", "random"] = Field(default="lstsq", description="fitted in closed form, or drawn at random")
+    init: Init = Field(default="lstsq", description="fitted in closed form, or drawn at random")
     ridge: tuple[float, ...] | None = Field(default=None, description="ridges to try; default: a grid")
     head: HeadMethod = "auto"
     recalibrate: bool | None = Field(

@@ -25,7 +25,7 @@ class Memory:
     """Resized tensors of one network, kept for the next time: fresh memory costs more than what is written to it."""
 
     def __init__(self) -> None:
-        self.last: dict[str, tuple[list[tuple[Axis, int]], Tensor]] = {}
+        self.last: dict[str, tuple[list[tuple[Axis, tuple[int, ...]]], Tensor]] = {}
         self._rooms: dict[tuple[str, int], Tensor] = {}
 
     def room(self, name: str, dim: int, like: Tensor, shape: Sequence[int]) -> Tensor:
@@ -171,7 +171,6 @@ def tensors_of_channels(
     """
     by_name = {g.name: g for g in groups}
     changed = {n: t for n, s in sources.items() if (t := tuple(s)) != tuple(range(by_name[n].width))}
-    marks = {n: hash(t) for n, t in changed.items()}
     touched: dict[str, list[tuple[Axis, WidthGroup]]] = defaultdict(list)
     for name in changed:
         for axis in by_name[name].axes:
@@ -180,7 +179,7 @@ def tensors_of_channels(
     if memory is None:
         return {name: _resized(name, tensors[name], parts, changed, None) for name, parts in touched.items()}
     for name, parts in touched.items():
-        key = [(axis, marks[group.name]) for axis, group in parts]
+        key = [(axis, changed[group.name]) for axis, group in parts]
         if name not in memory.last or memory.last[name][0] != key:
             memory.last[name] = key, _resized(name, tensors[name], parts, changed, memory)
     return {name: memory.last[name][1] for name in touched}
