@@ -32,6 +32,7 @@ def main(folder: Path) -> None:
         data,
         netsmith.Budget(params="600k"),
         partition={"k": 3, "eps": 0.5},
+        search={"distinct_sets": False},  # in so small a zoo few assemblies take a block of each set
         probe={"images": 256},
         stitch={"images": 500},
         finetune=zoo.TRAINING,
