@@ -12,6 +12,7 @@ from netsmith.cli import demo, morph, reassemble, train
 from netsmith.cli.demo import MEMBERS
 from netsmith.cli.main import main
 from netsmith.config import load_morph_config
+from netsmith.reassembly.facts import UNDONE
 
 
 @pytest.mark.slow
@@ -29,14 +30,16 @@ def test_the_demo_tells_its_story(tmp_path, capsys):
         assert member["params"] > budget["params"]["max"] or member["macs"] > budget["macs"]["max"]
         assert member["accuracy"] > 0.9
     assert summary["accuracy"]["stitched"] > 0.8
-    assert summary["accuracy"]["finetuned"] > 0.9
+    undone = summary["accuracy"]["undone"]  # on some processors the stitched network is so good that tuning cannot help
+    final = summary["accuracy"]["stitched" if undone else "finetuned"]
+    assert final > 0.9
     assert len({block.partition("[")[0] for block in summary["blocks"]}) >= 2
-    for line in ("stitched, no training", "stitched and fine-tuned", "under a budget that none of them meets"):
-        assert line in text
+    assert "under a budget that none of them meets" in text
+    assert (UNDONE if undone else "stitched and fine-tuned") in text
     widths = json.loads((out / "any_width" / "summary.json").read_text())
     assert widths["base"]["params"] == summary["params"]
     found = {w["ratio"]: w for w in widths["widths"]}
-    assert found[1.0]["accuracy"] == summary["accuracy"]["finetuned"]
+    assert found[1.0]["accuracy"] == final
     assert found[0.5]["params"] < 0.8 * found[1.0]["params"]
     assert found[0.5]["accuracy"] > 0.85
     assert found[0.25]["accuracy"] > widths["floor"]

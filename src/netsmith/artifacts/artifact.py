@@ -102,7 +102,7 @@ def loader(kind: str) -> Callable[[_L], _L]:
 
     def register(function: _L) -> _L:
         @functools.wraps(function)
-        def loading(folder: Path, *arguments: Any, **named: Any) -> nn.Module:
+        def loading(folder: Path | str, *arguments: Any, **named: Any) -> nn.Module:
             with recorded(str(folder)):
                 module = function(folder, *arguments, **named)
             module.artifact_folder = Path(folder)  # pyright: ignore[reportArgumentType]  no tensor, no module
