@@ -70,7 +70,7 @@ def test_it_prints_what_runs():
     ("text", "message"),
     [
         ("{", "cannot be read"),
-        ('{"version": NaN}', "NaN is no JSON number"),
+        ('{"version": NaN}', "expected a recipe of version 1, got version nan"),
         ("[]", r"expected a recipe \(a JSON object\), got list"),
         ("{}", "expected a recipe of version 1, got version None"),
         ('{"version": 7}', "got version 7; install the release"),
