@@ -24,8 +24,8 @@ import netsmith
 from netsmith.data.images import MemoryImages
 from netsmith.reassembly import probe as probing
 from netsmith.reassembly import representation
-from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.recipe import InputSpec, NetworkRef
+from netsmith.search.blocks import Block
 from netsmith.trace import cost as profile
 from netsmith.training import engine
 

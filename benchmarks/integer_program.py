@@ -18,8 +18,8 @@ from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from netsmith.errors import MissingDependencyError
-from netsmith.reassembly.search import PEAKS, TOTALS, Catalogue, SearchResult
 from netsmith.search.branch_and_bound import Found
+from netsmith.search.k_best import PEAKS, TOTALS, Catalogue, SearchResult
 from netsmith.search.space import Floats, Ints, Space, Steps, summed
 
 Number = int | float

@@ -28,11 +28,11 @@ import numpy as np
 import torch
 from machine import describe, write
 
-from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.partition import partition
 from netsmith.reassembly.representation import Representations, gram
-from netsmith.reassembly.search import Choice, k_best
 from netsmith.reassembly.similarity import similarity
+from netsmith.search.blocks import Block
+from netsmith.search.k_best import Choice, k_best
 
 SIZES, UNITS, IMAGES, WIDTH, K = (10, 30, 100), 20, 512, 256, 4
 

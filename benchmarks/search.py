@@ -24,8 +24,8 @@ import numpy as np
 from integer_program import k_best_by
 from machine import describe, write
 
-from netsmith.reassembly.blocks import Block
-from netsmith.reassembly.search import Bounds, Choice, SearchResult, k_best
+from netsmith.search.blocks import Block
+from netsmith.search.k_best import Bounds, Choice, SearchResult, k_best
 
 SIZES = {"24^4": (4, 24, 24), "100^8": (8, 100, 25)}
 # Budgets a stage; "window" leaves a corridor a few percent wide in two resources at once.

@@ -19,7 +19,7 @@ FLOORS: tuple[set[str], ...] = (
     {"data", "networks"},
     {"training"},
     {"exporting"},
-    {"reassembly", "morphing"},
+    {"reassembly", "shrinking", "morphing"},
     {"config", "report", "ui"},
     {"cli"},
     {"__main__"},

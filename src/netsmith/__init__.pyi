@@ -29,7 +29,6 @@ from .networks.pretrained import save_pretrained as save_pretrained
 from .networks.zoo import ZooEntry as ZooEntry
 from .networks.zoo import load_zoo as load_zoo
 from .networks.zoo import load_zoo_file as load_zoo_file
-from .reassembly.blocks import Block as Block
 from .reassembly.partition import Partition as Partition
 from .reassembly.partition import partition as partition
 from .reassembly.pipeline import Reassembled as Reassembled
@@ -44,9 +43,6 @@ from .reassembly.scores import ScoreContext as ScoreContext
 from .reassembly.scores import get_score as get_score
 from .reassembly.scores import score as score
 from .reassembly.scores import score_names as score_names
-from .reassembly.search import Choice as Choice
-from .reassembly.search import SearchResult as SearchResult
-from .reassembly.search import k_best as k_best
 from .reassembly.similarity import SimilarityTable as SimilarityTable
 from .reassembly.similarity import similarity as similarity
 from .reassembly.stitch import Assembled as Assembled
@@ -54,8 +50,14 @@ from .reassembly.stitch import Probe as Probe
 from .reassembly.stitch import assemble as assemble
 from .reassembly.stitch import fit as fit
 from .reassembly.stitch import plan_recipe as plan_recipe
+from .search.blocks import Block as Block
 from .search.budget import Bound as Bound
 from .search.budget import Budget as Budget
+from .search.k_best import Choice as Choice
+from .search.k_best import SearchResult as SearchResult
+from .search.k_best import k_best as k_best
+from .shrinking.shrink import Shrunk as Shrunk
+from .shrinking.shrink import shrink as shrink
 from .trace.chain import Chain as Chain
 from .trace.chain import Cut as Cut
 from .trace.chain import Layout as Layout

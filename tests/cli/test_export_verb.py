@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 import netsmith
 from netsmith.artifacts.artifact import read_manifest
 from netsmith.cli.main import main
-from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.recipe import InputSpec, NetworkRef
 from netsmith.reassembly.stitch import assemble, plan_recipe
+from netsmith.search.blocks import Block
 from netsmith.trace.chain import dissect
 
 SIZE = (1, 8, 8)

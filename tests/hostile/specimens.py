@@ -22,9 +22,9 @@ from netsmith.morphing.sampled import save_sampled
 from netsmith.morphing.saving import save_morphed
 from netsmith.networks.network import load_source
 from netsmith.networks.trained import save_network
-from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.members import study
 from netsmith.reassembly.stitch import assemble, plan_recipe
+from netsmith.search.blocks import Block
 from netsmith.trace.chain import dissect
 
 CNN = {"widths": [4, 6, 8]}

@@ -15,9 +15,9 @@ import netsmith
 from netsmith.artifacts.artifact import read_manifest
 from netsmith.errors import RecipeError
 from netsmith.reassembly.adapters import resize_map
-from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.recipe import NetworkRef
 from netsmith.reassembly.stitch import Assembled, assemble, plan_recipe
+from netsmith.search.blocks import Block
 from netsmith.trace.chain import dissect
 from netsmith.trace.cost import count_macs, count_params
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netsmith.errors import RecipeError
-from netsmith.reassembly.blocks import Block
+from netsmith.search.blocks import Block
 
 
 def test_a_block_prints_as_python_slices_do():

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netsmith.errors import PartitionError
-from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.medoids import Cutter, climb
 from netsmith.reassembly.partition import Partition, _candidates, partition, smallest_eps
+from netsmith.search.blocks import Block
 
 
 def _table(seed: int, cuts: int, *, symmetric: bool = True) -> np.ndarray:

@@ -8,8 +8,8 @@ import pytest
 
 from netsmith.errors import RecipeError
 from netsmith.reassembly.adapters import adapter_spec
-from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.recipe import FitSpec, HeadSpec, InputSpec, NetworkRef, Recipe
+from netsmith.search.blocks import Block
 from netsmith.trace.chain import Cut, Layout
 
 MAP = Cut(3, "layer1", Layout("NCHW", 16, (32, 32)), (16, 32, 32))

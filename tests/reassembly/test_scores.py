@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from netsmith.errors import ConfigError, RecipeError
 from netsmith.reassembly import scores
-from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.scores import ScoreContext, get_score, log_maximum_evidence, score, score_names
 from netsmith.reassembly.stitch import assemble, fit, plan_recipe
+from netsmith.search.blocks import Block
 
 NAMES = (
     "fisher",

@@ -15,10 +15,10 @@ from tiny import SIDE, chains, images, preprocess, probe, references
 from torch import Tensor, nn
 
 from netsmith.errors import DataError, RecipeError
-from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.probe import Probe, ProbeCache
 from netsmith.reassembly.recipe import FitSpec, Recipe
 from netsmith.reassembly.stitch import adapter_cost, assemble, fit, join, plan_recipe, recipe_cost
+from netsmith.search.blocks import Block
 from netsmith.trace.cost import count_macs, count_params
 
 CHAINS = chains()

@@ -9,10 +9,10 @@ import torch
 
 from netsmith.data.splits import open_data, probe_set
 from netsmith.networks.network import load_source
-from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.probe import Probe, ProbeCache
 from netsmith.reassembly.recipe import InputSpec, NetworkRef
 from netsmith.reassembly.stitch import assemble, plan_recipe, recipe_cost
+from netsmith.search.blocks import Block
 from netsmith.trace.chain import dissect
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netsmith.errors import BudgetError
-from netsmith.reassembly.blocks import Block
-from netsmith.reassembly.search import PEAKS, TOTALS, Catalogue, Choice, k_best
+from netsmith.search.blocks import Block
 from netsmith.search.infeasible import _extreme, _Side, readable
+from netsmith.search.k_best import PEAKS, TOTALS, Catalogue, Choice, k_best
 
 PAIR_NAMES = ("params", "weight_bytes", "peak_bytes")
 

@@ -13,13 +13,43 @@ from netsmith import __version__
 from netsmith.distributed import launched
 from netsmith.errors import ConfigError, did_you_mean
 
-from . import compare, demo, dissect, evaluate, explore, export, morph, presets, reassemble, report, sample, train, zoo
+from . import (
+    compare,
+    demo,
+    dissect,
+    evaluate,
+    explore,
+    export,
+    morph,
+    presets,
+    reassemble,
+    report,
+    sample,
+    shrink,
+    train,
+    zoo,
+)
 from .console import Console, open_missing_streams, start_logging, stop_logging
 from .failures import USER_ERROR, interrupted_message, is_refusal, message_of
 from .parser import Parser, UsageError, examples
 from .session import Session
 
-VERBS = (demo, reassemble, morph, sample, explore, export, train, evaluate, dissect, compare, zoo, presets, report)
+VERBS = (
+    demo,
+    shrink,
+    reassemble,
+    morph,
+    sample,
+    explore,
+    export,
+    train,
+    evaluate,
+    dissect,
+    compare,
+    zoo,
+    presets,
+    report,
+)
 
 _DESCRIPTION = "Turns the trained networks you have into the network you need."
 

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from netsmith.reassembly.adapters import AdapterSpec, build_adapter, spec_cost
-from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.heads import head_cost, plan_head
 from netsmith.reassembly.members import Parent, chains_of
 from netsmith.reassembly.partition import Partition
 from netsmith.reassembly.recipe import Recipe
-from netsmith.reassembly.search import Choice, SearchResult, k_best
 from netsmith.reassembly.stitch import join
 from netsmith.reassembly.stitch_cost import CutOf, StitchCosts, stitch_costs
+from netsmith.search.blocks import Block
 from netsmith.search.budget import Budget
+from netsmith.search.k_best import Choice, SearchResult, k_best
 from netsmith.trace.chain import Chain
 from netsmith.trace.cost import measure_latency, peak_bytes
 

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from netsmith.errors import PartitionError
-from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.medoids import (
     Cutter,
     Floats,
@@ -29,6 +28,7 @@ from netsmith.reassembly.medoids import (
     concatenate,
     improve_by_swaps,
 )
+from netsmith.search.blocks import Block
 
 # Sums of parameters or MACs are compared with a bound that is a product of floats.
 _ROUNDING = 1.0 + 1e-9

@@ -19,13 +19,13 @@ from netsmith.reassembly.facts import facts_of
 from netsmith.reassembly.members import Parent
 from netsmith.reassembly.partition import Partition
 from netsmith.reassembly.recipe import Recipe
-from netsmith.reassembly.search import SearchResult
 from netsmith.reassembly.settings import ReassemblySettings
 from netsmith.reassembly.similarity import SimilarityTable
 from netsmith.reassembly.steps import Clock, Run
 from netsmith.reassembly.stitch import Assembled
 from netsmith.records.section import with_changes
 from netsmith.search.budget import Budget
+from netsmith.search.k_best import SearchResult
 from netsmith.training.engine import Progress, TrainResult
 
 

@@ -17,8 +17,8 @@ from netsmith import limits
 from netsmith.closed_form.ridge import RIDGES
 from netsmith.errors import RecipeError, did_you_mean
 from netsmith.reassembly.adapters import AdapterSpec
-from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.names import HeadMethod
+from netsmith.search.blocks import Block
 
 VERSION = 1
 

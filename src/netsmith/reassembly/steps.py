@@ -23,7 +23,6 @@ from netsmith.errors import BudgetError
 from netsmith.files.cache import Cache, CacheEntry, digest
 from netsmith.files.stopwatch import Stopwatch
 from netsmith.networks.network import Network, check_network
-from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.candidates import (
     Candidate,
     adapter_resources,
@@ -51,11 +50,12 @@ from netsmith.reassembly.partition import Partition, check_feasible, partition
 from netsmith.reassembly.recipe import FitSpec, Recipe
 from netsmith.reassembly.representation import Representations, represent
 from netsmith.reassembly.scores import ScoreContext, get_score
-from netsmith.reassembly.search import SearchResult
 from netsmith.reassembly.settings import ReassemblySettings, Size, StitchSettings
 from netsmith.reassembly.similarity import SimilarityTable, similarity
 from netsmith.reassembly.stitch import Assembled, Probe, ProbeCache, assemble, plan_recipe, recipe_cost
 from netsmith.reassembly.stitch_cost import StitchCosts
+from netsmith.search.blocks import Block
+from netsmith.search.k_best import SearchResult
 from netsmith.trace.chain import Chain, Unit
 from netsmith.training.checkpoint import copied_state
 from netsmith.training.engine import Progress, TrainResult, evaluate

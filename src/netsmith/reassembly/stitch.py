@@ -13,11 +13,11 @@ from netsmith import limits
 from netsmith.errors import RecipeError, did_you_mean
 from netsmith.reassembly.adapters import Adapter, AdapterSpec, adapter_cost, adapter_spec, build_adapter, spec_cost
 from netsmith.reassembly.assembled import Assembled
-from netsmith.reassembly.blocks import Block
 from netsmith.reassembly.fitting import FitReport, JointFit, fit
 from netsmith.reassembly.heads import build_head, head_cost, plan_head
 from netsmith.reassembly.probe import Probe, ProbeCache
 from netsmith.reassembly.recipe import FitSpec, HeadSpec, NetworkRef, Recipe
+from netsmith.search.blocks import Block
 from netsmith.trace.chain import Chain
 
 __all__ = [

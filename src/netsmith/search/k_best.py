@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netsmith.errors import BudgetError, did_you_mean
-from netsmith.reassembly.blocks import Block
+from netsmith.search.blocks import Block
 from netsmith.search.branch_and_bound import Found, branch_and_bound
 from netsmith.search.infeasible import explain
 from netsmith.search.space import Floats, Limit, Space, Steps, add_steps, finite_bounds, ids, into_steps, limit_value
