@@ -28,7 +28,15 @@ def printable(text: str) -> str:
 
 
 class NetsmithError(ValueError):
-    """Base of every error that a user's input can cause. The command line prints it and exits with code 2."""
+    """Base of every error that a user's input can cause. The command line prints it and exits with code 2.
+
+    Example:
+        >>> try:
+        ...     netsmith.load_source("timm:resnet999")
+        ... except netsmith.NetsmithError as error:
+        ...     print("no such network:", type(error).__name__)
+        no such network: SourceError
+    """
 
     def __init__(self, *parts: object) -> None:
         super().__init__(*(printable(part) if isinstance(part, str) else part for part in parts))

@@ -371,6 +371,13 @@ def load(folder: Path | str, *, into: nn.Module | None = None, run_code: bool = 
     Raises:
         ArtifactError: the folder is no artifact, is damaged, of a kind that no loader knows, or would run code and may
             not.
+
+    Example:
+        >>> network = netsmith.load_source("netsmith:plain_cnn", num_classes=10, input_size=(1, 8, 8))
+        >>> groups = netsmith.width_groups(network.model, torch.rand(2, 1, 8, 8)).accepted
+        >>> folder = netsmith.save_pretrained(netsmith.resize(network.model, groups, 0.5), "half")
+        >>> netsmith.load("half")(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
     """
     record = read_manifest(folder)
     kind = str(record["kind"])

@@ -161,6 +161,11 @@ class Splits:
     Attributes:
         name: the source it was opened by.
         fingerprint: sha256 of all three parts, for caches.
+
+    Example:
+        >>> splits = netsmith.open_data("digits")
+        >>> len(splits.train), len(splits.validation), len(splits.test)
+        (1169, 269, 359)
     """
 
     name: str
@@ -256,6 +261,11 @@ def probe_set(
     """Return `n` class-balanced images of the training part, in [0, 1], with labels.
 
     Without `n` they are 512, or all where there are fewer. Raises DataError when fewer than `n` are there.
+
+    Example:
+        >>> images, labels = netsmith.probe_set(data, 64)
+        >>> images.shape, labels.shape
+        (torch.Size([64, 1, 8, 8]), torch.Size([64]))
     """
     chosen = balanced_indices(splits.train.labels, probe_count(n, len(splits.train)), seed)
     return splits.train.images(chosen), splits.train.labels[chosen]

@@ -96,6 +96,10 @@ def open_data(
     Raises:
         DataError: unknown or missing source, unreadable images, sizes that differ, no labels, parts that do not fit.
         MissingDependencyError: `hf:` without the `hf` extra.
+
+    Example:
+        >>> netsmith.open_data("digits").shape  # or folder:PATH, parquet:PATH, torchvision:NAME, hf:NAME, ...
+        (1, 8, 8)
     """
     if not 0.0 < validation_fraction < 1.0:
         raise DataError(f"validation_fraction is a number between 0 and 1, not {validation_fraction}")

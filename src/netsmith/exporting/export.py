@@ -64,6 +64,11 @@ class Exported:
         output_shape: of one output, without the batch.
         difference: largest difference from PyTorch's output that was seen, relative to the largest output.
         facts: what the file's metadata say: preprocessing, classes, licence, sources, counts.
+
+    Example:
+        >>> exported = netsmith.export(zoo[1], "plain.safetensors")
+        >>> exported.path.name, exported.input_shape
+        ('plain.safetensors', (1, 8, 8))
     """
 
     path: Path
@@ -119,6 +124,10 @@ def export(
             else. Nothing is left behind.
         MissingDependencyError: onnx without the extra `onnx`.
         OutputError: `out` exists, or cannot be written.
+
+    Example:
+        >>> netsmith.export(zoo[1], "plain.pt2").difference < 1e-4  # .onnx and .safetensors too
+        True
     """
     out = Path(out)
     kind = check_out(out, format, overwrite=overwrite)

@@ -34,6 +34,10 @@ class Sampling:
         reads: K; 1 reads once.
         noise: coordinate noise of each read, in cells; 0 makes all reads equal, so that one is enough.
         seed: of the noise.
+
+    Example:
+        >>> netsmith.Sampling(reads=4, noise=0.1).seed
+        0
     """
 
     reads: int = 1
@@ -74,7 +78,12 @@ def sample_tensors(morphable: Morphable, widths: Mapping[str, int], how: Samplin
 
 @dataclass(frozen=True)
 class Size:
-    """What a morphable model serves: its widths by group, their mean ratio, params and MACs of the whole network."""
+    """What a morphable model serves: its widths by group, their mean ratio, params and MACs of the whole network.
+
+    Example:
+        >>> morphed.model.size
+        Size(ratio=1.0, ...)
+    """
 
     ratio: float
     params: int
@@ -126,6 +135,10 @@ class MorphableModel(Pretrained, nn.Module):
         input_shape: of one input, without the batch.
         about: name, task, preprocessing and provenance, as a manifest has them: networks of any size are saved with it.
         cache_mb: memory for the weights of networks that have been served.
+
+    Example:
+        >>> morphed.model.at(0.5)(torch.rand(2, 1, 8, 8)).shape  # also at(params=20_000), at({"features.0": 8})
+        torch.Size([2, 10])
     """
 
     how_to_save = (

@@ -70,6 +70,10 @@ class Morphed:
     without what is generated, `points` one entry a ratio; `keyframes` the trainings of a grid's, in their order, and
     `training` what came after them, or all there was; `augmented`, where batch norms stay, whether the base's have seen
     shifted and mirrored images; `pictures`, where images are generated, those of the base.
+
+    Example:
+        >>> [point.ratio for point in morphed.points]
+        [1.0, 0.5]
     """
 
     model: MorphableModel
@@ -125,6 +129,10 @@ def morph(
         DataError: the data has other classes.
         MorphError: what is asked of space, generator or ratios is impossible.
         TrainingError: data, task and network do not fit, or the loss is not finite.
+
+    Example:
+        >>> morphed = netsmith.morph(zoo[1], data, space={"widths": (0.25, 1.0)}, ratios=(1.0, 0.5))
+        >>> half = morphed.model.at(0.5)  # a plain torch.nn.Module
     """
     run = Run(device, checkpoints, progress)
     start = order(network, data, with_changes(MorphSettings, settings, changes))

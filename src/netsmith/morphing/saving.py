@@ -84,6 +84,11 @@ def save_morphed(
     """Write base network and generator as an artifact, which at a size is itself a source (`DIR@0.5`).
 
     Raises OutputError.
+
+    Example:
+        >>> folder = netsmith.save_morphed(morphed, "any_width")
+        >>> netsmith.load_source("any_width@0.5").num_classes
+        10
     """
     kept = portable(config or {}, Path(folder))
     morphable, network = result.model.morphable, result.network
@@ -134,6 +139,11 @@ def load_morphed(folder: Path | str, *, base: nn.Module | None = None) -> Morpha
 
     Raises:
         ArtifactError: the manifest lacks something, or the tensors do not fit.
+
+    Example:
+        >>> folder = netsmith.save_morphed(morphed, "any_width")
+        >>> netsmith.load_morphed("any_width").at(0.5)(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
     """
     manifest = read_manifest(folder, KIND)
     found = check_fields(manifest, MorphFields, folder)

@@ -93,7 +93,12 @@ class GeneratorSettings(Section):
 
 
 class FitSettings(Section):
-    """What a step draws, and what its loss is made of; how weights then change is in `TrainSettings`."""
+    """What a step draws, and what its loss is made of; how weights then change is in `TrainSettings`.
+
+    Example:
+        >>> netsmith.FitSettings(per_step=2, distillation=0.7).temperature
+        2.0
+    """
 
     draws: tuple[Draw, ...] | None = Field(
         default=None,

@@ -49,6 +49,11 @@ class Smoothed:
 
     `orders[name][j]` is the old index of new channel j of that group. `before` and `after` are sums over `groups`,
     in units of the weights. Where it is not `deterministic`, another run gives other orders: keep these.
+
+    Example:
+        >>> smoothed = netsmith.smooth(zoo[1].model, torch.rand(2, 1, 8, 8))
+        >>> smoothed.after < smoothed.before
+        True
     """
 
     model: nn.Module
@@ -95,6 +100,11 @@ def smooth(
             largest; the message names the groups.
         MorphError: an unknown solver.
         DissectionError: the network does not run on the example.
+
+    Example:
+        >>> smoothed = netsmith.smooth(zoo[1].model, torch.rand(2, 1, 8, 8))
+        >>> smoothed.after < smoothed.before
+        True
     """
     model = original(model)
     label = type(model).__name__

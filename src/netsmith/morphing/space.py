@@ -31,6 +31,12 @@ class MorphSpace:
         low: lowest fitted width of each group, by name; `high` the highest.
         high: see `low`.
         drawn: which widths of several groups were fitted together.
+
+    Example:
+        >>> groups = netsmith.width_groups(zoo[1].model, torch.rand(2, 1, 8, 8))
+        >>> space = netsmith.morph_space(groups, widths=(0.25, 1.0))
+        >>> space.at(0.5)
+        {...}
     """
 
     mode: str
@@ -175,6 +181,11 @@ def morph_space(
     Raises:
         MorphError: a block that does not exist (with the nearest names), one without a provable group (with the
             reasons), an empty range, or a width that is not positive.
+
+    Example:
+        >>> groups = netsmith.width_groups(zoo[1].model, torch.rand(2, 1, 8, 8))
+        >>> netsmith.morph_space(groups, widths=(0.5, 1.0)).low
+        {...: 8, ...}
     """
     usable = found.accepted if streams else found.inner
     mode = blocks if isinstance(blocks, str) else ", ".join(blocks)

@@ -16,7 +16,12 @@ from netsmith.networks.sources import HUB, check_here, parse_source, speakable
 
 
 class ZooEntry(BaseModel):
-    """One network of a zoo, as a config file names it; a bare string is its source."""
+    """One network of a zoo, as a config file names it; a bare string is its source.
+
+    Example:
+        >>> netsmith.ZooEntry(source="timm:resnet18", num_classes=10).called()
+        'resnet18'
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -127,5 +132,11 @@ def load_zoo_file(path: Path | str, *, look_up: bool = True) -> tuple[ZooEntry, 
 
     Raises:
         ConfigError: the file cannot be read or has faults: all at once, with lines.
+
+    Example:
+        >>> from pathlib import Path
+        >>> characters = Path("zoo.yaml").write_text("networks: [{source: timm:resnet18, name: small}]")
+        >>> [entry.called() for entry in netsmith.load_zoo_file("zoo.yaml")]
+        ['small']
     """
     return load_document(Path(path), _ZooFile, look_up=look_up).networks

@@ -47,6 +47,11 @@ class Network:
 
     It gives `(n, num_classes)` for images that `preprocess` prepared, or `(n, num_classes, h, w)` when its task is
     segmentation; `num_classes` 0 means that it has no classifier and gives features, or images (generation).
+
+    Example:
+        >>> network = netsmith.load_source("netsmith:small_vit", num_classes=10, input_size=(1, 8, 8))
+        >>> network.name, network.num_classes, network.preprocess.input_size
+        ('small_vit', 10, (1, 8, 8))
     """
 
     name: str
@@ -140,6 +145,10 @@ def load_source(
         WeightsError: the weights file cannot be read or does not fit.
         ArtifactError: an artifact folder is damaged.
         HubError: the Hub has no such artifact, or is out of reach.
+
+    Example:
+        >>> netsmith.load_source("timm:resnet18", pretrained=False, num_classes=10).preprocess.input_size
+        (3, 224, 224)
     """
     size = None if input_size is None else _triple(input_size)
     if num_classes is not None and not 0 <= num_classes <= limits.CLASSES:

@@ -33,6 +33,13 @@ def save_pretrained(module: nn.Module, folder: Path | str, *, overwrite: bool = 
     Raises:
         ArtifactError: the module was never saved and does not know how, or was changed since it was loaded.
         OutputError: the folder exists, or cannot be written.
+
+    Example:
+        >>> network = netsmith.load_source("netsmith:plain_cnn", num_classes=10, input_size=(1, 8, 8))
+        >>> folded = netsmith.fold_batch_norms(network.model, torch.rand(2, 1, 8, 8))
+        >>> folder = netsmith.save_pretrained(folded, "folded")
+        >>> netsmith.load("folded")(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
     """
     module, folder = original(module), Path(folder)
     origin = getattr(module, "artifact_folder", None)
@@ -95,6 +102,12 @@ def from_pretrained(
     Raises:
         ArtifactError: no artifact, a damaged one, or one that would run code and may not.
         HubError: the Hub has nothing of that name, does not let you in, or is out of reach.
+
+    Example:
+        >>> network = netsmith.load_source("netsmith:plain_cnn", num_classes=10, input_size=(1, 8, 8))
+        >>> folded = netsmith.fold_batch_norms(network.model, torch.rand(2, 1, 8, 8))
+        >>> folder = netsmith.save_pretrained(folded, "folded")
+        >>> model = netsmith.from_pretrained(folder)  # or "ORG/NAME" of the Hugging Face Hub
     """
     text = str(folder_or_id)
     if not is_hub_id(text) or as_path(text).exists():
@@ -131,6 +144,9 @@ def push_to_hub(
     Raises:
         ArtifactError: no artifact, a damaged one, or a module that was never saved.
         HubError: the Hub is out of reach, or does not let you write there.
+
+    Example:
+        >>> netsmith.push_to_hub("reassembled", "ORG/NAME", private=True)  # doctest: +SKIP
     """
     if not isinstance(folder, nn.Module):
         return upload(folder, repo_id, private=private, token=token, revision=revision, message=message)

@@ -36,6 +36,10 @@ class Assembled(Pretrained, nn.Module):
         blocks: parts of the networks.
         head: up to the logits.
         facts: what is known beside the recipe (sources, licence, measures); empty for one assembled by hand.
+
+    Example:
+        >>> result.module(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
     """
 
     artifact_kind = "reassembly"

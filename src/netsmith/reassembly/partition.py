@@ -47,6 +47,10 @@ class Partition:
     their blocks lie on average. `objective` is the sum of S(block, its medoid), `trace` its values after each exact
     step of the winning restart: it never falls. `optimal` says that no partition is better (every set of medoids was
     tried, as for a few small networks); otherwise it is a local optimum of exact steps.
+
+    Example:
+        >>> netsmith.partition({"a": [1, 1], "b": [1, 1]}, torch.eye(6).numpy(), k=2).k
+        2
     """
 
     blocks: tuple[tuple[Block, ...], ...]
@@ -133,6 +137,13 @@ def partition(
     Raises:
         PartitionError: a network with fewer units than `k`, or bounds that no cut satisfies; the message names the
             networks and the smallest eps that works.
+
+    Example:
+        >>> import numpy as np
+        >>> alike = np.kron(np.ones((2, 2)), np.eye(3))  # two networks of two units: three cuts each, alike in pairs
+        >>> found = netsmith.partition({"a": [1, 1], "b": [1, 1]}, alike, k=2, eps=0)
+        >>> [[str(block) for block in blocks] for blocks in found.blocks]
+        [['a[0:1]', 'a[1:2]'], ['b[0:1]', 'b[1:2]']]
     """
     sizes = {name: np.asarray(units, dtype=np.float64) for name, units in networks.items()}
     values = _check_inputs(sizes, table, k, eps, restarts)

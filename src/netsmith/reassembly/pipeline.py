@@ -37,6 +37,10 @@ class Reassembled:
     `found` and `candidates` (best first) are the steps on the way. `accuracy` maps `stitched` and `finetuned` to the
     test accuracy (0..1), `finetuned` to None where there was no tuning or it was `undone`; `members` maps each parent's
     name to its test accuracy, or None.
+
+    Example:
+        >>> len(result.recipe.blocks), sorted(result.accuracy)
+        (2, ['finetuned', 'stitched'])
     """
 
     module: Assembled
@@ -94,6 +98,11 @@ def reassemble(
     Raises:
         ConfigError: a setting that does not exist or is out of its bounds.
         ZooError, DissectionError, DataError, PartitionError, BudgetError, TrainingError: see the functions above.
+
+    Example:
+        >>> result = netsmith.reassemble(zoo, data, netsmith.Budget(params="150k"), partition={"k": 2, "eps": 0.5})
+        >>> netsmith.count_params(result.module) <= 150_000
+        True
     """
     settings = with_changes(ReassemblySettings, settings, changes)
     if budget is not None:

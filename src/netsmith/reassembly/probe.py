@@ -25,6 +25,12 @@ class Probe:
         images: in [0, 1]; never test images.
         labels: their classes.
         preprocess: for each network, the function from images in [0, 1] to its input.
+
+    Example:
+        >>> images, labels = netsmith.probe_set(data, 64)
+        >>> probe = netsmith.Probe(images, labels, {network.name: network.preprocess for network in zoo})
+        >>> probe.images.shape
+        torch.Size([64, 1, 8, 8])
     """
 
     images: Float[Tensor, "n c h w"]

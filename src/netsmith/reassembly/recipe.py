@@ -155,6 +155,10 @@ class Recipe:
 
     Raises:
         RecipeError: parts of it contradict each other.
+
+    Example:
+        >>> netsmith.Recipe.from_json(result.recipe.to_json()) == result.recipe
+        True
     """
 
     networks: tuple[NetworkRef, ...]

@@ -40,6 +40,11 @@ class Representations:
     float64, because the Gram matrix of raw features loses the differences between images where features share a large
     mean. Every similarity here is blind to that shift. A representation that does not vary has a Gram matrix of zeros.
     `features[c]`, kept only on request, are the rows before centring (n, d).
+
+    Example:
+        >>> chain = netsmith.dissect(zoo[1].model, torch.rand(2, 1, 8, 8), name="plain")
+        >>> netsmith.represent(chain, torch.rand(16, 1, 8, 8)).grams.shape  # cuts, images, images
+        torch.Size([6, 16, 16])
     """
 
     network: str
@@ -264,6 +269,11 @@ def represent(
     `progress(done, n)` is called after each batch.
 
     Raises `DataError` for images of another shape, `DissectionError` for NaN or infinity (network and cut named).
+
+    Example:
+        >>> chain = netsmith.dissect(zoo[1].model, torch.rand(2, 1, 8, 8), name="plain")
+        >>> netsmith.represent(chain, torch.rand(16, 1, 8, 8)).grams.shape  # cuts, images, images
+        torch.Size([6, 16, 16])
     """
     check_images(chain, images)
     n = images.shape[0]

@@ -51,6 +51,12 @@ def write_results(result: Reassembled, folder: Path | str, *, config: Mapping[st
 
     Raises:
         OutputError: the folder cannot be written.
+
+    Example:
+        >>> from pathlib import Path
+        >>> Path("run").mkdir()
+        >>> netsmith.write_results(result, "run").params == netsmith.count_params(result.module)
+        True
     """
     folder = Path(folder)
     config = portable(config or {}, folder)  # once, so that all files have one config and one hash of it
@@ -65,7 +71,13 @@ def write_results(result: Reassembled, folder: Path | str, *, config: Mapping[st
 def save_reassembled(
     result: Reassembled, folder: Path | str, *, config: Mapping[str, Any] | None = None, overwrite: bool = False
 ) -> Path:
-    """Write the chosen network as an artifact, which is itself a source; returns the folder. Raises OutputError."""
+    """Write the chosen network as an artifact, which is itself a source; returns the folder. Raises OutputError.
+
+    Example:
+        >>> folder = netsmith.save_reassembled(result, "reassembled")
+        >>> netsmith.load("reassembled")(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
     kept = portable(config or {}, Path(folder))
     result.module.facts = {**result.module.facts, "config": kept, "hashes": hashes_of(result, kept)}
     return save_assembled(result.module, Path(folder), overwrite)
@@ -99,6 +111,11 @@ def load_reassembled(folder: Path, *, networks: Mapping[str, nn.Module] | None =
         ArtifactError: the manifest lacks the recipe.
         RecipeError: the recipe cannot be read, or needs a module that is not in `networks`.
         WeightsError: the weights do not fit what was built.
+
+    Example:
+        >>> folder = netsmith.save_reassembled(result, "reassembled")
+        >>> netsmith.load_reassembled(folder).recipe == result.recipe
+        True
     """
     manifest = read_manifest(folder, KIND)
     module = build_reassembled(manifest, networks=networks)

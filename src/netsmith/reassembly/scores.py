@@ -38,6 +38,11 @@ class ScoreContext:
             for the others a batch of 16 to 128.
         labels: their classes.
         loss: from logits `(n, k)` and labels `(n,)` to the mean loss.
+
+    Example:
+        >>> context = netsmith.ScoreContext(zoo[1].model, torch.rand(16, 1, 8, 8), torch.arange(16) % 10)
+        >>> netsmith.get_score("params")(context)
+        51706.0
     """
 
     model: nn.Module
@@ -58,6 +63,13 @@ def score(name: str) -> Callable[[Score], Score]:
 
     Raises:
         ConfigError: the name is taken.
+
+    Example:
+        >>> @netsmith.score("confidence")
+        ... def confidence(context):
+        ...     return float(context.model(context.images).softmax(1).amax(1).mean())
+        >>> "confidence" in netsmith.score_names()
+        True
     """
 
     def register(function: Score) -> Score:
@@ -80,7 +92,12 @@ def score(name: str) -> Callable[[Score], Score]:
 
 
 def score_names() -> tuple[str, ...]:
-    """Names of all registered scores, sorted."""
+    """Names of all registered scores, sorted.
+
+    Example:
+        >>> "naswot" in netsmith.score_names()
+        True
+    """
     return tuple(sorted(_SCORES))
 
 
@@ -89,6 +106,10 @@ def get_score(name: str) -> Score:
 
     Raises:
         ConfigError: there is none; the nearest names are given.
+
+    Example:
+        >>> netsmith.get_score("naswot").__name__
+        'naswot'
     """
     if name not in _SCORES:
         raise ConfigError(f"unknown score '{name}'. {did_you_mean(name, score_names())}")

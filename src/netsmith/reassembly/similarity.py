@@ -60,6 +60,12 @@ class SimilarityTable:
 
     `names[r]` is `(network, cut index)` of row r, `labels[r]` that cut's name; the rows of a network are neighbours, in
     order. `values[i, j]` (C, C) is float64; only `lr` is asymmetric (how well i predicts j).
+
+    Example:
+        >>> chains = [netsmith.dissect(network.model, torch.rand(2, 1, 8, 8), name=network.name) for network in zoo[1:]]
+        >>> table = netsmith.similarity([netsmith.represent(chain, torch.rand(16, 1, 8, 8)) for chain in chains])
+        >>> table.between("plain", "vit").shape  # cuts of one, cuts of the other
+        (6, 5)
     """
 
     names: tuple[tuple[str, int], ...]
@@ -131,6 +137,12 @@ def similarity(reps: Sequence[Representations], metric: str = "cka", biased: boo
 
     Raises `DataError` when there is nothing to compare, names repeat, the networks saw different numbers of images or
     fewer than 4, `NetsmithError` for an unknown metric.
+
+    Example:
+        >>> chain = netsmith.dissect(zoo[1].model, torch.rand(2, 1, 8, 8), name="plain")
+        >>> table = netsmith.similarity([netsmith.represent(chain, torch.rand(16, 1, 8, 8))])
+        >>> table.values.shape  # all cuts with all cuts
+        (6, 6)
     """
     if metric not in _METRICS:
         raise NetsmithError(f"unknown similarity '{metric}'. {did_you_mean(metric, _METRICS)}")

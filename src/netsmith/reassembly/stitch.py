@@ -77,6 +77,12 @@ def plan_recipe(
 
     Raises:
         RecipeError: no blocks, an unknown network, a block beyond its network's last unit, an unknown style.
+
+    Example:
+        >>> chains = {n.name: netsmith.dissect(n.model, torch.rand(2, 1, 8, 8), name=n.name) for n in zoo}
+        >>> references = {reference.name: reference for reference in result.recipe.networks}
+        >>> netsmith.plan_recipe(result.recipe.blocks, chains, references).blocks == result.recipe.blocks
+        True
     """
     if not blocks:
         raise RecipeError("a recipe needs at least one block, got none")
@@ -138,6 +144,11 @@ def assemble(
 
     Raises:
         RecipeError: the recipe does not fit the chains, or "lstsq" came without a probe.
+
+    Example:
+        >>> chains = {n.name: netsmith.dissect(n.model, torch.rand(2, 1, 8, 8), name=n.name) for n in zoo}
+        >>> netsmith.assemble(result.recipe, chains, init="random")(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
     """
     if init not in (None, "random", "lstsq"):
         raise RecipeError(f"init must be 'random' or 'lstsq', not {init!r}")

@@ -16,7 +16,12 @@ _SUFFIX = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 
 @dataclass(frozen=True)
 class Bound:
-    """A range of allowed values, both ends included; None leaves an end open."""
+    """A range of allowed values, both ends included; None leaves an end open.
+
+    Example:
+        >>> netsmith.Budget(params={"min": "1k", "max": "2k"}).params.contains(1500)
+        True
+    """
 
     min: int | float | None = None
     max: int | float | None = None
@@ -88,6 +93,10 @@ class Budget(BaseModel):
     """What a network may cost. A bare number or text (`"0.5M"`) is a maximum; `{min: ..., max: ...}` gives both ends.
 
     `params` and `macs` (one image) are counts, `latency_ms` is milliseconds, `memory_mb` is 10^6 bytes.
+
+    Example:
+        >>> netsmith.Budget(params="0.5M", macs={"min": "1M", "max": "2M"}).params
+        Bound(min=None, max=500000)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -38,6 +38,10 @@ class Choice:
     """A block that may be taken at a stage: its equivalence set, its own cost (lower is better) and its resources.
 
     What is there once for the whole network (stem, head) belongs to the resources of the first or last stage's choices.
+
+    Example:
+        >>> netsmith.Choice(netsmith.Block("resnet20", 0, 3), group=0, cost=0.1, resources={"params": 5000}).resources
+        {'params': 5000}
     """
 
     block: Block
@@ -64,6 +68,13 @@ class SearchResult:
     units of the cost, an assembly that is not among them may be better than the last of them (infinite when fewer
     than k were found). `bound` is the proven lower bound on the cost of all others. `explored` counts the partial
     assemblies it took.
+
+    Example:
+        >>> a, b = netsmith.Block("a", 0, 2), netsmith.Block("b", 2, 4)
+        >>> stages = [[netsmith.Choice(a, 0)], [netsmith.Choice(b, 1)]]
+        >>> result = netsmith.k_best(stages, [torch.tensor([[0.25]]).numpy()])
+        >>> result.optimal, result.assemblies[0].cost
+        (True, 0.25)
     """
 
     assemblies: tuple[Assembly, ...]
@@ -109,6 +120,13 @@ def k_best(
 
     Raises:
         BudgetError: nothing fits; the message names the bounds that cannot be met and the nearest values that can.
+
+    Example:
+        >>> a, b = netsmith.Block("a", 0, 2), netsmith.Block("b", 2, 4)
+        >>> stages = [[netsmith.Choice(a, 0, cost=0.1)], [netsmith.Choice(b, 1, cost=0.2)]]
+        >>> best = netsmith.k_best(stages, [torch.zeros(1, 1).numpy()]).assemblies[0]
+        >>> [str(block) for block in best.blocks], round(best.cost, 2)
+        (['a[0:2]', 'b[2:4]'], 0.3)
     """
     if k < 1:
         raise BudgetError(f"expected k of at least 1, got {k}")

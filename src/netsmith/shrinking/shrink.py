@@ -48,6 +48,12 @@ class Shrunk:
         images: how many inputs the fits saw.
         method: how it was made.
         seconds: how long it took.
+
+    Example:
+        >>> small = netsmith.shrink(zoo[1], data, widths=0.5)
+        >>> small.widths["features.0.0"]  # channels now, and in the original
+        (8, 16)
+        >>> folder = small.save("half")  # netsmith.load("half") gives it back
     """
 
     model: nn.Module
@@ -134,6 +140,13 @@ def shrink(
         BudgetError: nothing keeps the budget, the original does already, or none is given, or several.
         ChannelError: no width group can be proved, or nothing that reads one can be refitted.
         DataError: calibration inputs are too few, not finite, or of another shape.
+
+    Example:
+        >>> small = netsmith.shrink(zoo[1], data, params=0.5)
+        >>> small.after.params <= 0.5 * small.before.params
+        True
+        >>> small.model(torch.rand(2, 1, 8, 8)).shape  # a plain torch.nn.Module
+        torch.Size([2, 10])
     """
     began = time.perf_counter()
     if method not in METHODS:

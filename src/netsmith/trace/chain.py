@@ -24,7 +24,12 @@ __all__ = ["Chain", "Cut", "Layout", "Unit", "dissect"]
 
 @dataclass(frozen=True)
 class Cut:
-    """A point between two units; `shape` is that of the one tensor that passes it, without batch."""
+    """A point between two units; `shape` is that of the one tensor that passes it, without batch.
+
+    Example:
+        >>> netsmith.dissect(zoo[1].model, torch.rand(2, 1, 8, 8)).cuts[0].shape
+        (16, 8, 8)
+    """
 
     index: int
     name: str
@@ -37,6 +42,11 @@ class Unit:
     """What lies between two neighbouring cuts. `module` shares its parameters with the network.
 
     `params` counts the unit's own and shared parameters; `macs` is for one input.
+
+    Example:
+        >>> unit = netsmith.dissect(zoo[1].model, torch.rand(2, 1, 8, 8)).units[0]
+        >>> unit.in_shape, unit.out_shape
+        ((16, 8, 8), (16, 8, 8))
     """
 
     index: int
@@ -68,6 +78,11 @@ class Chain:
 
     `cuts[i]` is the input of unit `i`; `cuts[-1]` that of the head. Shapes are without batch, MACs for one input;
     `params` counts the whole network, shared parameters once.
+
+    Example:
+        >>> chain = netsmith.dissect(zoo[1].model, torch.rand(2, 1, 8, 8))
+        >>> len(chain), chain.input_shape, chain.output_shape
+        (5, (1, 8, 8), (10,))
     """
 
     def __init__(
@@ -175,6 +190,11 @@ def dissect(model: nn.Module, example_input: Tensor, *, name: str = "") -> Chain
 
     Raises DissectionError for a network that has no cuts, takes or gives anything but one tensor, gives NaN, decides by
     the values of tensors in code that would have to be cut, or whose parts do not reproduce it.
+
+    Example:
+        >>> chain = netsmith.dissect(zoo[1].model, torch.rand(2, 1, 8, 8))
+        >>> [unit.name for unit in chain.units][:2]
+        ['features.1', 'features.2']
     """
     model = original(model)
     label = name or type(model).__name__

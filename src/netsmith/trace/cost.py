@@ -26,7 +26,12 @@ __all__ = [
 
 
 def count_params(module: nn.Module) -> int:
-    """Parameters of a module; one that is used in several places counts once, quantised weights like others."""
+    """Parameters of a module; one that is used in several places counts once, quantised weights like others.
+
+    Example:
+        >>> netsmith.count_params(torch.nn.Linear(8, 4))
+        36
+    """
     check_sizes(module)
     return sum(t.numel() for t in [*module.parameters(), *packed_tensors(module)])
 
@@ -40,6 +45,10 @@ def count_macs(module: nn.Module, input_shape: tuple[int, ...] | Tensor) -> int:
 
     Raises DissectionError for a network that does not run on one such input, and for an operation whose multiply-adds
     are not known: its formula can be given by `torch.utils.flop_counter.register_flop_formula`.
+
+    Example:
+        >>> netsmith.count_macs(torch.nn.Linear(8, 4), (8,))
+        32
     """
     return multiply_adds(module, input_shape)
 
@@ -48,6 +57,10 @@ def measure_latency(module: nn.Module, x: Tensor, *, warmup: int = 3, runs: int 
     """Median time of a forward pass on the batch `x` in eval mode without gradients, in ms.
 
     A compiled module is measured compiled. Raises DissectionError for a network that does not run on `x`.
+
+    Example:
+        >>> netsmith.measure_latency(torch.nn.Linear(8, 4), torch.rand(1, 8)) > 0  # milliseconds
+        True
     """
     times = []
     label = type(original(module)).__name__
@@ -78,6 +91,10 @@ def memory_bytes(module: nn.Module, input_shape: tuple[int, ...] | Tensor, batch
     output of any one leaf module (what must be alive at once, save tensors kept for a shortcut).
 
     `input_shape` is as for `count_macs`.
+
+    Example:
+        >>> netsmith.memory_bytes(zoo[1].model, (1, 8, 8), batch=32) > 4 * netsmith.count_params(zoo[1].model)
+        True
     """
     state = [*module.parameters(), *module.buffers(), *packed_tensors(module)]
     return sum(t.numel() * t.element_size() for t in state) + batch * peak_bytes(module, input_shape)

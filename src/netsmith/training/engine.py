@@ -58,6 +58,11 @@ def evaluate(
         SourceError: nothing tells how the network wants its images.
         DataError: the network's classes have other names than the data's.
         TrainingError: classes of network, task and data differ, or the network cannot take the images.
+
+    Example:
+        >>> model, prepare = zoo[0].model, zoo[0].preprocess
+        >>> netsmith.evaluate(model, data.validation, netsmith.Classification(10), preprocess=prepare)
+        {'accuracy': ..., 'loss': ...}
     """
     model = _runnable(model)
     preprocess = chosen(model, image_set.shape, preprocess, mean, std)
@@ -121,6 +126,12 @@ def train(
         TrainingError: nothing to train, classes that do not match, a loss that is not finite (says what was kept), or
             a checkpoint of another run.
         KeyboardInterrupt: interrupted; its message says what was kept.
+
+    Example:
+        >>> network = netsmith.load_source("netsmith:plain_cnn", num_classes=10, input_size=(1, 8, 8))
+        >>> settings = netsmith.TrainSettings(epochs=1, lr=0.002, optimizer="adamw")
+        >>> task = netsmith.Classification(10)
+        >>> result = netsmith.train(network.model, data, task, settings, preprocess=network.preprocess)
     """
     model = _runnable(model)
     train_set, validation_set = (data.train, data.validation) if isinstance(data, Splits) else data

@@ -30,6 +30,10 @@ class Generation:
 
     Args:
         shape: `(c, h, w)` of the images.
+
+    Example:
+        >>> netsmith.Generation((3, 64, 64)).images(torch.zeros(2, 3 * 64 * 64 + 2 * 16)).shape  # a code of 16 numbers
+        torch.Size([2, 3, 64, 64])
     """
 
     name = "generation"

@@ -24,6 +24,10 @@ class Segmentation:
         ignore_index: what masks hold where nothing is known; such pixels count nowhere. It may be one of the classes,
             which then is in no mean, and 255 is left out as well.
         classes: their names, for the IoU of each; their numbers without.
+
+    Example:
+        >>> netsmith.Segmentation(21).primary
+        'miou'
     """
 
     name = "segmentation"

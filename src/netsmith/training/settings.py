@@ -19,6 +19,10 @@ class TrainSettings(BaseModel):
     """Settings of the one training loop.
 
     Everything random follows from `seed`; two runs with the same settings and data on the same machine are equal.
+
+    Example:
+        >>> netsmith.TrainSettings(epochs=3, optimizer="adamw", lr=0.002, schedule="onecycle").batch_size
+        128
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -27,6 +27,10 @@ class Classification:
     Args:
         num_classes: at least 2.
         label_smoothing: of the loss (not of the metrics), where `loss` is not told otherwise.
+
+    Example:
+        >>> netsmith.evaluate(zoo[0].model, data.validation, netsmith.Classification(10), preprocess=zoo[0].preprocess)
+        {'accuracy': ..., 'loss': ...}
     """
 
     name = "classification"
@@ -103,6 +107,10 @@ def make_task(
 
     Raises:
         TrainingError: there is no such task, or what it needs is missing.
+
+    Example:
+        >>> netsmith.make_task("classification", 10).primary
+        'accuracy'
     """
     if name == "classification":
         return Classification(num_classes)

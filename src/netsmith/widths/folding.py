@@ -54,6 +54,11 @@ def fold_batch_norms(model: nn.Module, example_input: Tensor, *, name: str = "")
     code that decides by values.
 
     Raises DissectionError for a network that does not run on the example.
+
+    Example:
+        >>> folded = netsmith.fold_batch_norms(zoo[1].model, torch.rand(2, 1, 8, 8))
+        >>> any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+        False
     """
     model = original(model)
     label = name or type(model).__name__

@@ -68,6 +68,13 @@ def permute(model: nn.Module, group: WidthGroup, order: Sequence[int]) -> None:
 
     The network computes what it did before, up to the rounding of sums taken in another order. Raises ChannelError when
     `order` is no permutation of the group's channels or the network is not of the group's width.
+
+    Example:
+        >>> model, images = zoo[1].model, torch.rand(2, 1, 8, 8)
+        >>> group, before = netsmith.width_groups(model, images).accepted[0], model(images)
+        >>> netsmith.permute(model, group, list(reversed(range(group.width))))
+        >>> torch.allclose(model(images), before, atol=1e-5)
+        True
     """
     taken = [int(j) for j in order]
     if sorted(taken) != list(range(group.width)):
@@ -125,6 +132,12 @@ def resize(
 
     Raises ChannelError for a group that is not among `groups`, what is no width, or a `keep` that does not list as many
     different channels as the width says.
+
+    Example:
+        >>> groups = netsmith.width_groups(zoo[1].model, torch.rand(2, 1, 8, 8)).accepted
+        >>> half = netsmith.resize(zoo[1].model, groups, 0.5)
+        >>> [group.width for group in netsmith.width_groups(half, torch.rand(2, 1, 8, 8)).accepted][:3]
+        [8, 8, 16]
     """
     model, checked = original(model), check_widths(groups, widths)
     resized = resized_tensors(model, groups, checked, keep=keep)
