@@ -32,7 +32,7 @@ from machine import describe, write
 from netsmith.artifacts.artifact import is_artifact, verify
 from netsmith.cli import execution, morphing
 from netsmith.cli.main import main as netsmith
-from netsmith.files.output import HOLDER
+from netsmith.files.output import LOCK
 
 ZOO = """
 zoo:
@@ -177,7 +177,7 @@ def harass(words: list[str], folder: Path, kills: int, seconds: float, rng: rand
             row["faults"] += [{"run": row["runs"], "damaged": text} for text in unharmed(out)]
             if rng.random() < 0.4:
                 break
-        if not (out / "summary.json").exists() or (out / HOLDER).exists():
+        if not (out / "summary.json").exists() or (out / LOCK).exists():
             status = os.waitpid(run([*words, "--out", str(out)], log), 0)[1]
             if status:
                 row["faults"].append({"run": row["runs"], "exit": status, "log": log.read_text()[-2000:]})

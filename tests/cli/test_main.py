@@ -20,6 +20,7 @@ COMMANDS = [[name] for name in NAMES] + [["zoo", "list"], ["zoo", "check"], ["pr
 def test_the_verbs_are_those_of_this_release():
     assert NAMES == [
         "demo",
+        "shrink",
         "reassemble",
         "morph",
         "sample",

@@ -459,7 +459,7 @@ def heard():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("at", [1, 6])
-def test_a_signal_stops_within_an_epoch_and_the_rest_gives_the_same(tmp_path, heard, number, at):
+def test_a_signal_stops_within_an_epoch_which_is_done_again_and_gives_the_same(tmp_path, heard, number, at):
     def interrupted(what, done, total, note=""):
         if done == at:
             os.kill(os.getpid(), number)
@@ -470,7 +470,7 @@ def test_a_signal_stops_within_an_epoch_and_the_rest_gives_the_same(tmp_path, he
         return result, state(net)
 
     told = []
-    with stopping.graceful(told.append), pytest.raises(stopping.Stopped, match="after batch") as stopped:
+    with stopping.graceful(told.append), pytest.raises(stopping.Stopped, match="training stopped in epoch") as stopped:
         fitted(tmp_path / "stopped", interrupted)
     assert stopped.value.number == number
     assert told == [f"{number.name}: stopping at the next safe point. The same signal again stops at once."]
@@ -501,29 +501,6 @@ def test_the_same_signal_again_stops_at_once(heard):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     stopping.safe_point()
-
-
-def test_state_is_written_within_a_long_epoch(tmp_path, monkeypatch):
-    """A process that is killed loses minutes, not an epoch."""
-    monkeypatch.setattr("netsmith.training.loop.SAVE_EVERY", 0.0)
-
-    def killed(what, done, total, note=""):
-        if done == 6:
-            raise RuntimeError("killed")
-
-    net = make_net()
-    with pytest.raises(RuntimeError, match="killed"):
-        train(net, DATA, TASK, settings(), checkpoint_dir=tmp_path / "killed", progress=killed)
-    again = make_net()
-    seen = []
-    result = train(
-        again, DATA, TASK, settings(), checkpoint_dir=tmp_path / "killed",
-        progress=lambda what, done, total, note="": seen.append(done),
-    )  # fmt: skip
-    assert seen[0] == 6
-    whole = make_net()
-    assert train(whole, DATA, TASK, settings()).history == result.history
-    assert same(state(whole), state(again))
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------

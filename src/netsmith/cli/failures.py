@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from netsmith.errors import ConfigError, NetsmithError, OutputError, TrainingError
+from netsmith.errors import ConfigError, NetsmithError
 
 USER_ERROR = 2
 
@@ -34,11 +34,6 @@ def message_of(failure: BaseException) -> str | None:
     if isinstance(failure, MemoryError) or type(failure).__name__ == "OutOfMemoryError":
         return "out of memory. Try a smaller batch size, fewer probe images, or --device cpu."
     return None
-
-
-def is_refusal(failure: BaseException) -> bool:
-    """Whether the same command would fail again: what it asks for cannot be had. Disks and losses may yet do better."""
-    return isinstance(failure, NetsmithError) and not isinstance(failure, (OutputError, TrainingError))
 
 
 def interrupted_message(out: str | None, again: str | None, detail: str = "") -> str:

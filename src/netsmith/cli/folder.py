@@ -1,23 +1,17 @@
-"""The --out folder of a verb: refused, continued or made anew; its config.yaml and its log; taken back if empty."""
+"""The --out folder of a verb: refused, continued or made anew; its config.yaml, its log and its lock."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import platform
-import time
-from collections.abc import Mapping
+import shutil
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from netsmith.distributed import processes
-from netsmith.errors import NetsmithError, OutputError
+from netsmith.errors import OutputError
 from netsmith.files.changes import changes
 from netsmith.files.output import (
-    HOLDER,
     LOCK,
     MARKER,
     check_output,
@@ -25,15 +19,11 @@ from netsmith.files.output import (
     mend,
     named_os_errors,
     prepare_output,
-    write_json,
     write_text,
 )
 from netsmith.files.yaml_text import read_yaml
 
 from .session import Session
-
-_TRACES = {MARKER, LOCK, HOLDER, "config.yaml", "log.txt"}
-"""What every run leaves; a folder that holds nothing else holds nothing."""
 
 
 def check_folder(out: Path, overwrite: bool, config_text: str | None = None) -> None:
@@ -51,7 +41,6 @@ def check_folder(out: Path, overwrite: bool, config_text: str | None = None) -> 
         refuse_if_held(out)
         if can_continue(out, config_text):
             return
-        overwrite = overwrite or was_refused(out)
         if not overwrite:
             _refuse_another_config(out, config_text)
         check_output(out, overwrite)
@@ -75,15 +64,12 @@ def _refuse_another_config(out: Path, config_text: str | None) -> None:
 
 
 def unfinished(out: Path) -> bool:
-    """Whether `out` holds a run that did not come to its end: it has a config, and no summary or still a holder."""
-    begun = (out / MARKER).is_file() and (out / "config.yaml").is_file()
-    return begun and (not (out / "summary.json").exists() or (out / HOLDER).exists())
+    """Whether `out` holds what a run that did not come to its end can go on from.
 
-
-def was_refused(out: Path) -> bool:
-    """Whether `out` holds a run that ended because its config cannot be met: a mended one takes its place and cache."""
-    holder = _holder(out) if unfinished(out) else None
-    return holder is not None and holder.get("refused") is True
+    A run that finished has a summary, and has taken its lock away.
+    """
+    begun = (out / MARKER).is_file() and (out / "config.yaml").is_file() and holds_something(out)
+    return begun and (not (out / "summary.json").exists() or (out / LOCK).exists())
 
 
 def can_continue(out: Path, config_text: str | None) -> bool:
@@ -124,22 +110,17 @@ def open_folder(out: Path, overwrite: bool, session: Session, config_text: str |
 def _open(out: Path, overwrite: bool, session: Session, config_text: str | None) -> bool:
     going_on = can_continue(out, config_text)
     changed = [] if going_on else changed_keys(out, config_text)
-    overwrite = overwrite or was_refused(out)
     if not going_on:
         check_output(out, overwrite)
-    made = not going_on and (not out.exists() or not holds_something(out))
-    lock, killed = hold(out)
-    session.lock, session.made = lock, made
+    made = not out.exists()
+    session.lock, session.made = hold(out), made
     if not going_on:
         prepare_output(out, overwrite)
         if config_text is not None:
             write_text(out / "config.yaml", config_text)
     session.kept = out
     session.log.open(out)
-    mended = mend(out)
-    if killed is not None and "stopped" not in killed:
-        session.console.note(f"the run before this one ({_who(killed)}) ended without a word")
-    if mended:
+    if mended := mend(out):
         session.console.note(f"{mended} half-written files and folders of killed runs were cleaned up")
     if going_on:
         session.console.note(f"going on with the unfinished run in {out}")
@@ -150,10 +131,8 @@ def _open(out: Path, overwrite: bool, session: Session, config_text: str | None)
     return going_on
 
 
-def hold(out: Path) -> tuple[FileLock, Mapping[str, Any] | None]:
-    """Keep other runs out of `out` until this process ends; also who held it before, if that run did not finish.
-
-    The operating system frees the lock when its holder ends, however it ends.
+def hold(out: Path) -> FileLock:
+    """Keep other runs out of `out` until this process ends, however it ends: the operating system frees the lock.
 
     Raises:
         OutputError: another run holds it, or it cannot be written.
@@ -165,10 +144,7 @@ def hold(out: Path) -> tuple[FileLock, Mapping[str, Any] | None]:
             lock.acquire()
         except Timeout:
             raise _busy(out) from None
-        before = _holder(out)
-        about = {"pid": os.getpid(), "machine": platform.node(), "since": _now()}
-        write_json(out / HOLDER, about)
-    return lock, before
+    return lock
 
 
 def refuse_if_held(out: Path) -> None:
@@ -186,46 +162,19 @@ def refuse_if_held(out: Path) -> None:
 
 
 def let_go(session: Session) -> None:
-    """Let other runs into the folder again, at the end of this one.
-
-    The holder's file stays where a run did not finish, whatever else is there: by it the next one knows.
-    """
+    """Let other runs into the folder again; the file of the lock stays where a run did not finish, for the next one."""
     if session.lock is None:
         return
-    folder = Path(session.lock.lock_file).parent
-    with contextlib.suppress(OSError, NetsmithError):
-        if session.finished or session.kept is None:
-            (folder / HOLDER).unlink(missing_ok=True)
-        elif (folder / HOLDER).exists():
-            refused = {"refused": True} if session.refused else {}
-            write_json(folder / HOLDER, {**(_holder(folder) or {}), "stopped": _now(), **refused})
-    with contextlib.suppress(OSError):
-        (folder / LOCK).unlink(missing_ok=True)
+    if session.finished or session.kept is None:
+        Path(session.lock.lock_file).unlink(missing_ok=True)
     session.lock.release()
     session.lock = None
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _holder(out: Path) -> Mapping[str, Any] | None:
-    try:
-        found = json.loads((out / HOLDER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _who(holder: Mapping[str, Any]) -> str:
-    return f"process {holder.get('pid', '?')} on {holder.get('machine', '?')}, since {holder.get('since', '?')}"
-
-
 def _busy(out: Path) -> OutputError:
-    holder = _holder(out)
-    who = "another run" if holder is None else f"another run ({_who(holder)})"
     return OutputError(
-        f"{who} works in {out}. Wait for it, stop it, or choose another folder with --out; both may share one --cache."
+        f"another run works in {out}. Wait for it, stop it, or choose another folder with --out; both may share one "
+        "--cache."
     )
 
 
@@ -244,13 +193,5 @@ def clear_checkpoints(out: Path) -> None:
 def take_back(session: Session) -> None:
     """After a failure: remove the folder that this run has made, if it came to nothing but its config and log."""
     out = session.kept
-    if out is None or not session.made:
-        return
-    with contextlib.suppress(OSError):  # what cannot be removed stays
-        if any(path.is_file() and path.name not in _TRACES for path in out.rglob("*")):
-            return
-        for name in _TRACES:
-            (out / name).unlink(missing_ok=True)
-        for folder in sorted((p for p in out.rglob("*") if p.is_dir()), reverse=True):
-            folder.rmdir()
-        out.rmdir()
+    if out is not None and session.made and not holds_something(out):
+        shutil.rmtree(out, ignore_errors=True)

@@ -30,7 +30,7 @@ from . import (
     zoo,
 )
 from .console import Console, open_missing_streams, start_logging, stop_logging
-from .failures import USER_ERROR, interrupted_message, is_refusal, message_of
+from .failures import USER_ERROR, interrupted_message, message_of
 from .parser import Parser, UsageError, examples
 from .session import Session
 
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as failure:
-        text, session.refused = message_of(failure), is_refusal(failure)
+        text = message_of(failure)
         if debug or text is None:
             raise
         console.error(text)

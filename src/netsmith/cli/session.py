@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 class Session:
     """The two streams, the log, the words of the command line, and the folder in which results are kept.
 
-    `made` tells of that folder whether this run began it, so that a run that comes to nothing may take it back; `lock`
-    keeps other runs out of it until this one ends; `finished` is set once all results are there, and `refused` where
-    what was asked for cannot be had, so that going on with the same config would be of no use.
+    `made` tells whether this run made that folder, and takes it back where it comes to nothing; `lock` keeps other runs
+    out of it until this one ends; `finished` is set once all results are there.
     """
 
     console: Console
@@ -28,4 +27,3 @@ class Session:
     made: bool = False
     lock: FileLock | None = None
     finished: bool = False
-    refused: bool = False

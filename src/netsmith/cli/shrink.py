@@ -17,7 +17,7 @@ from .parser import UsageError
 from .session import Session
 
 METHODS = ("closed_form", "importance", "l1")
-SUMMARY = "a trained network made smaller at once, without labels or training"
+SUMMARY = "a network made smaller at once, without training"
 EXAMPLES = (
     ("netsmith shrink timm:resnet50 --images photos --macs 50% --out resnet50-half", "half of its multiply-adds"),
     ("netsmith shrink runs/demo/artifact --images digits --params 60k --out small", "at most 60,000 parameters"),

@@ -8,10 +8,8 @@ import errno
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,10 +24,10 @@ from netsmith.files.paths import portable
 MARKER = ".netsmith"
 """An empty file that tells a folder made by `prepare_output` from one that is somebody else's."""
 
-LOCK, HOLDER = ".lock", ".running.json"
-"""In an output folder: what a run holds while it works there, and who it is; the second stays until a run succeeds."""
+LOCK = ".lock"
+"""In an output folder: held while a run works there; it stays until a run succeeds."""
 
-_TEMPORARY = re.compile(r"\.(.+)\.([0-9a-f]{20}|\d{1,8})\.(tmp|old)")
+_TEMPORARY = re.compile(r"\.(.+)\.([0-9a-f]{16}|\d{1,8})\.(tmp|old)")
 
 OWN_FILES = ("summary.json", "config.yaml", "report.html", "recipe.json", "details.json", "log.txt")
 OWN_FOLDERS = ("artifact",)
@@ -65,50 +63,28 @@ def sweep(folder: Path, pattern: str) -> int:
 
 
 def temporary(path: Path, suffix: str = "tmp") -> Path:
-    """A hidden name beside `path`, of which `mend` can tell whose it is: machine, process and a random part."""
-    return path.with_name(f".{path.name}.{_host()}{os.getpid():08x}{uuid.uuid4().hex[:6]}.{suffix}")
+    """Return a hidden name beside `path` that nothing else has, and that `mend` knows."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:16]}.{suffix}")
 
 
-def _host() -> str:
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+def mend(folder: Path) -> int:
+    """Clean an output folder of what a killed run left half done there; return how many files and folders that were.
 
-
-def _abandoned(path: Path, mark: str, older: float) -> bool:
-    """Whether the process that made a temporary name is gone; one of another machine counts as gone after a time.
-
-    `mark` is the one of `temporary`, or a process's number alone (the report's).
-    """
-    full = len(mark) == 20
-    if full and mark[:6] != _host():
-        return time.time() - path.stat().st_mtime >= older
-    try:
-        os.kill(int(mark[6:14], 16) if full else int(mark), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
-def mend(folder: Path, *, older: float = 3600.0) -> int:
-    """Clean an output folder of what a killed run left half done there; how many files and folders that were.
-
-    A folder that was being replaced is put back where its successor is missing. What a process at work is writing
-    stays; of processes on other machines, what is less than `older` seconds old.
+    A folder that was being replaced is put back where its successor is missing. Call it where no other run works: under
+    the folder's lock. A cache in the folder may be shared with others and is left alone.
     """
     mended = 0
     for path in sorted(folder.rglob(".*"), key=lambda p: len(p.parts)):
         match = _TEMPORARY.fullmatch(path.name)
-        with contextlib.suppress(OSError):
-            if match is None or not _abandoned(path, match[2], older):
-                continue
-            if path.is_dir() and match[3] == "old" and not path.with_name(match[1]).exists():
-                path.rename(path.with_name(match[1]))
-            elif path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-            mended += 1
+        if match is None or "cache" in path.relative_to(folder).parts or not path.exists():
+            continue
+        if path.is_dir() and match[3] == "old" and not path.with_name(match[1]).exists():
+            path.rename(path.with_name(match[1]))
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        mended += 1
     return mended
 
 
@@ -179,12 +155,16 @@ def _short(path: Path) -> str:
 
 
 def holds_something(folder: Path) -> bool:
-    """Whether there is more in an output folder than the traces of runs that were killed before they wrote anything.
+    """Whether there is more in a folder than the traces of a run that came to nothing: its config, log and lock.
 
     A temporary name is such a trace. What was put aside to be replaced (`.old`) is none: it may be all there is of it.
     """
-    traces = {MARKER, LOCK, HOLDER}
-    return any(p.name not in traces and not _half_written(p.name) for p in folder.iterdir())
+    traces = {MARKER, LOCK, *(("config.yaml", "log.txt") if (folder / MARKER).is_file() else ())}
+    for path in folder.rglob("*"):
+        parts = path.relative_to(folder).parts
+        if path.is_file() and parts[0] not in traces and not any(map(_half_written, parts)):
+            return True
+    return False
 
 
 def _half_written(name: str) -> bool:

@@ -41,7 +41,6 @@ from netsmith.training.checkpoint import (
     unprefixed,
     write_state,
 )
-from netsmith.training.loop import SAVE_EVERY
 from netsmith.training.measure import Progress
 from netsmith.widths.groups import Axis, WidthGroup
 
@@ -50,6 +49,9 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 WARM_START = 1000
 """Steps in which the base's weights are learned before fitting, unless the settings say otherwise."""
+
+SAVE_EVERY = 600.0
+"""Seconds after which the state of a warm start is written, too."""
 
 WARM = "warm-start.safetensors"
 """The state of a warm start in a folder of checkpoints."""

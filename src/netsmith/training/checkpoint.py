@@ -19,7 +19,7 @@ from netsmith.files.output import write_bytes
 from netsmith.training.settings import Precision
 
 LAST = "last.safetensors"
-"""Model, average and optimizer after the last complete epoch, or within one: what a run resumes from."""
+"""Model, average and optimizer after the last complete epoch: what a run resumes from."""
 
 BEST = "best.safetensors"
 """State dict of the best epoch so far: a weights file like any other."""

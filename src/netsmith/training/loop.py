@@ -29,11 +29,6 @@ from netsmith.training.session import Session, training_mode
 from netsmith.training.settings import TrainSettings, lr_factor
 from netsmith.training.tasks import Task, sum_type
 
-SAVE_EVERY = 600.0
-"""Seconds within an epoch after which its state is written, too."""
-
-_VOTE_EVERY = 8  # steps between two moments at which many processes agree on whether to save or to stop
-
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -65,8 +60,7 @@ class TrainResult:
 class Progressed:
     """What of a run changes as it goes on, weights apart.
 
-    `epoch` counts complete epochs and `step` optimizer steps; `index` the batches of the epoch that is under way, and
-    `sums` their losses (times images) and images.
+    `epoch` counts complete epochs and `step` optimizer steps.
     """
 
     epoch: int = 0
@@ -74,8 +68,6 @@ class Progressed:
     best_epoch: int = 0
     history: list[Entry] = field(default_factory=list)
     seconds: float = 0.0
-    index: int = 0
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
 
 
 class TrainingRun:
@@ -127,7 +119,7 @@ class TrainingRun:
         self.done = Progressed()
         self.resumed_from = 0
         self.training_seconds = 0.0
-        self.began, self.saved = time.perf_counter(), time.monotonic()
+        self.began = time.perf_counter()
 
     def aim(self, objective: Objective, views: int | None, first_view: int = 0) -> None:
         """Say what steps minimise and which views of the images they see, before the first one."""
@@ -150,7 +142,7 @@ class TrainingRun:
 
     def to_the_end(self, on_epoch: Callable[[Entry], None] | None) -> TrainResult:
         """Train the epochs that are left."""
-        begun = self.done.epoch * self.images + round(self.done.sums[1]) * self.current.world
+        begun = self.done.epoch * self.images
         settings = self.settings
         try:
             while self.done.epoch < settings.epochs:
@@ -160,6 +152,8 @@ class TrainingRun:
                     self.progress("training", self.done.epoch * self.batches, whole, self._remark())
                 if on_epoch is not None and self.current.main:
                     on_epoch(dict(entry))
+                if self.done.epoch < settings.epochs and any_of_us(stopping.asked(), self.current.device):
+                    raise stopping.stop()
         except KeyboardInterrupt as stop:
             number = stop.number if isinstance(stop, stopping.Stopped) else signal.SIGINT
             raise stopping.Stopped(number, f"training stopped in epoch {self.done.epoch + 1}. {self._kept()}") from stop
@@ -203,8 +197,7 @@ class TrainingRun:
         if done.best_epoch == 0 or self._better(entry, done.history[done.best_epoch - 1]):
             done.best_epoch = done.epoch
             self.best = files.copied_state(judged)
-        done.index, done.sums = 0, [0.0, 0.0]
-        self._save(complete=True)
+        self._save()
         return entry
 
     def _measured(self, model: nn.Module) -> dict[str, float]:
@@ -226,8 +219,8 @@ class TrainingRun:
         warmup = round(settings.warmup_epochs * self.steps / settings.epochs)
         # [sum of losses, images]: read at the end, so that a GPU need not wait for the CPU at every step
         exact = sum_type(current.device)
-        sums = torch.tensor(self.done.sums, dtype=exact, device=current.device)
-        for index, images, targets, last in self._batches(epoch, self.done.index):
+        sums = torch.zeros(2, dtype=exact, device=current.device)
+        for index, images, targets, last in self._batches(epoch):
             group = min(settings.accumulate, self.batches - index // settings.accumulate * settings.accumulate)
             torch.manual_seed(derived_seed(settings.seed, 1, epoch, index, current.rank))
             images, targets = self._prepared(images, targets)
@@ -245,27 +238,13 @@ class TrainingRun:
                 self.progress(
                     "training", epoch * self.batches + index + 1, settings.epochs * self.batches, self._remark()
                 )
-            if last and index + 1 < self.batches:
-                self._pause(index + 1, sums)
+            if current.world == 1:  # several processes stop together, after an epoch
+                stopping.safe_point()
         sums = current.total(sums)
         return float(sums[0] / sums[1])
 
-    def _pause(self, index: int, sums: Tensor) -> None:
-        """Between two steps: write the state when that is due, and stop here when that was asked for."""
-        due = self.folder is not None and time.monotonic() - self.saved > SAVE_EVERY
-        asked = stopping.asked()
-        if self.current.world > 1:
-            if index // self.settings.accumulate % _VOTE_EVERY:
-                return
-            due, asked = (any_of_us(yes, self.current.device) for yes in (due, asked))
-        if due or asked:
-            self.done.index, self.done.sums = index, [float(v) for v in sums]
-            self._save(complete=False)
-        if asked:
-            raise stopping.stop()
-
-    def _batches(self, epoch: int, begin: int) -> Iterator[tuple[int, Tensor, Tensor, bool]]:
-        """Number of the batch, images, labels or masks, and whether a step follows; from batch `begin` on."""
+    def _batches(self, epoch: int) -> Iterator[tuple[int, Tensor, Tensor, bool]]:
+        """Number of the batch, images, labels or masks, and whether a step follows."""
         stream = batches(
             self.train_set,
             self.settings.batch_size,
@@ -275,9 +254,8 @@ class TrainingRun:
             drop_last=self.drop_last,
             rank=self.current.rank,
             world=self.current.world,
-            begin=begin,
         )
-        for index, (images, targets) in enumerate(stream, start=begin):
+        for index, (images, targets) in enumerate(stream):
             yield index, images, targets, (index + 1) % self.settings.accumulate == 0 or index + 1 == self.batches
 
     def _prepared(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -316,32 +294,23 @@ class TrainingRun:
         )
 
     def _kept(self) -> str:
-        batches = f"batch {self.done.index} of epoch {self.done.epoch + 1}" if self.done.index else ""
-        if not self.done.epoch and (not batches or self.folder is None):
+        if not self.done.epoch:
             return "No epoch was complete: nothing was kept."
-        state = "the state"
-        if self.done.epoch:
-            best = self.done.history[self.done.best_epoch - 1][self.task.primary]
-            state = f"the best of {self.done.epoch} complete epochs ({self.task.primary} {best:.4f} on validation)"
+        best = self.done.history[self.done.best_epoch - 1][self.task.primary]
+        state = f"the best of {self.done.epoch} complete epochs ({self.task.primary} {best:.4f} on validation)"
         if self.folder is None:
             return f"The network has the weights of {state}; there was no folder for checkpoints."
-        if batches:
-            state += f", and that after {batches}" if self.done.epoch else f" after {batches}"
         return f"'{self.folder}' keeps {state}; run the same again to go on from there."
 
-    def _save(self, complete: bool) -> None:
-        """Write the checkpoint: the best weights first, so that `last` never speaks of a best that is not there.
-
-        In an epoch that is not `complete`, the loss sums are those of the first process (the others start from zero).
-        """
+    def _save(self) -> None:
+        """Write the checkpoint: the best weights first, so that `last` never speaks of a best that is not there."""
         now = time.perf_counter()
         self.done.seconds += now - self.began
-        self.began, self.saved = now, time.monotonic()
+        self.began = now
         if self.folder is None:
             return
-        sums = self.current.total(torch.tensor(self.done.sums, dtype=sum_type(self.current.device))).tolist()
         if self.current.main:
-            if complete and self.done.best_epoch == self.done.epoch:
+            if self.done.best_epoch == self.done.epoch:
                 entry = self.done.history[self.done.best_epoch - 1]
                 files.write_state(self.folder / files.BEST, self.best, {"key": self.key, **entry})
             tensors = files.prefixed("model", self.model.state_dict())
@@ -355,7 +324,7 @@ class TrainingRun:
                 "precision": self.current.accelerator.mixed_precision,
                 "scaler": scaler.state_dict() if scaler else None,
             }
-            files.write_state(self.folder / files.LAST, tensors, state | vars(self.done) | {"sums": sums})
+            files.write_state(self.folder / files.LAST, tensors, state | vars(self.done))
         self.current.wait()
 
     def resume(self) -> None:
@@ -384,7 +353,5 @@ class TrainingRun:
             self.ema.module.load_state_dict(files.unprefixed("ema", tensors))
         files.load_optimizer(self.optimizer, files.unprefixed("optimizer", tensors))
         self.done = Progressed(**state)
-        if not self.current.main:
-            self.done.sums = [0.0, 0.0]  # the first process goes on with the sum of all
         self.best = best
         self.resumed_from = self.done.epoch
