@@ -16,6 +16,9 @@ from netsmith.trace.cost import images_at_once
 IMAGES = 1000
 """Calibration inputs where nothing else is asked for, if there are so many."""
 
+JUDGED = 2000
+"""Inputs of validation and test on which candidates are compared, and the result is judged; of fewer, all."""
+
 FEWEST = 8
 
 HELD_OUT = 0.2
@@ -55,7 +58,8 @@ def calibration(network: Network, data: Data, images: int | None, seed: int, dev
     if isinstance(data, str):
         data = open_data(data, seed=seed)
     if isinstance(data, Splits):
-        fit, choose, held = (_prepared(network, data, part, wanted, seed) for part in ("train", "validation", "test"))
+        fit = _prepared(network, data, "train", wanted, seed)
+        choose, held = (_prepared(network, data, part, JUDGED, seed) for part in ("validation", "test"))
     else:
         inputs = _gathered(data, wanted if images is not None else None)
         order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
