@@ -51,6 +51,18 @@ def test_links_lead_somewhere(page):
         assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_the_picture_of_the_house_names_what_is_there():
+    """In `docs/design.md` each arrow names a room and the functions of it."""
+    picture = (DOCS / "design.md").read_text().partition("## The way of data")[2].partition("## ")[0]
+    arrows = re.findall(r"│ (\w+) +([\w., ]+?)(?:  |\n)", picture)
+    assert len(arrows) > 15
+    for room, functions in arrows:
+        code = "".join(file.read_text() for file in (DOCS.parent / "src" / "netsmith" / room).glob("*.py"))
+        for function in functions.split(", "):
+            name = function.strip().rpartition(".")[2]
+            assert re.search(rf"^ *(?:def|class) {name}\b", code, re.MULTILINE), f"{room} has no {name}"
+
+
 def test_every_public_name_has_its_reference():
     named = re.findall(r"^::: netsmith\.[\w.]+\.(\w+)$", (DOCS / "reference.md").read_text(), re.MULTILINE)
     assert sorted(named) == sorted(netsmith.__all__)
