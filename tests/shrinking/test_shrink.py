@@ -163,6 +163,36 @@ def test_every_reader_of_a_group_is_refitted():
     assert missed[0] < 0.5 * missed[1]
 
 
+class Padded(nn.Conv2d):
+    """A convolution that pads by itself, as TensorFlow does."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(nn.functional.pad(input, (0, 1, 0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "refittable"),
+    [
+        (nn.Conv2d(8, 4, 3, padding=1), True),
+        (nn.Conv2d(8, 4, 3, padding="same", padding_mode="reflect"), True),
+        (nn.Conv2d(8, 4, 3, stride=2, dilation=2), True),
+        (Padded(8, 4, 2), False),
+    ],
+)
+def test_a_layer_is_refitted_only_where_it_multiplies_by_its_matrix(layer, refittable):
+    model, x = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), layer), torch.rand(2, 1, 12, 12)
+    (group,) = netsmith.width_groups(model, x).accepted
+    assert [r.name for r in readers(model, [group], x)[group.name]] == (["2"] if refittable else [])
+
+
+def test_the_original_is_left_alone():
+    network = netsmith.load_source("netsmith:plain_cnn", **SIZES)
+    before = copy.deepcopy(network.model.state_dict())
+    small = netsmith.shrink(network, torch.rand(40, 1, 8, 8), widths=0.5)
+    assert small.network is network
+    assert all(torch.equal(value, before[name]) for name, value in network.model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("asked", "kind", "message"),
     [

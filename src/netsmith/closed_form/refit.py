@@ -115,7 +115,7 @@ def surviving(fits: Sequence[ReaderFit], counts: Sequence[int]) -> list[Int64[Te
 
 def by_importance(fits: Sequence[ReaderFit], count: int) -> Int64[Tensor, " k"]:
     """Return the channels that weigh most: the norm of the weights that read one times its own root mean square."""
-    total = torch.zeros(fits[0].width, dtype=torch.float64)
+    total = torch.zeros(fits[0].width, dtype=torch.float64, device=fits[0].order.device)
     for fit in fits:
         squares = fit.gram.diagonal() + fit.mean_x.square()
         inputs = fit.prior.square().sum(1) * squares

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -25,9 +26,8 @@ class Reader:
 def readers(model: nn.Module, groups: Sequence[WidthGroup], x: Tensor) -> dict[str, list[Reader]]:
     """Return for each group the layers that can be refitted when it is narrowed, in the order in which they run.
 
-    Those are dense layers that run once on the batch `x`, as modules. Left out are grouped convolutions, as a channel
-    reaches a part of their outputs only, and layers whose weights are used without calling them, as in
-    `nn.MultiheadAttention`.
+    Those are dense layers that run once on the batch `x`. Left out are grouped convolutions, as a channel reaches only
+    a part of their outputs, and layers whose weights are used without calling them, as in `nn.MultiheadAttention`.
     """
     order = _runs(model, x)
     found: dict[str, list[Reader]] = {}
@@ -35,8 +35,7 @@ def readers(model: nn.Module, groups: Sequence[WidthGroup], x: Tensor) -> dict[s
         found[group.name] = []
         for axis in group.axes:
             name, _, tensor = axis.tensor.rpartition(".")
-            dense = isinstance(layer := model.get_submodule(name), Dense) and getattr(layer, "groups", 1) == 1
-            if axis.fan_in and tensor == "weight" and dense and order.count(name) == 1:
+            if axis.fan_in and tensor == "weight" and order.count(name) == 1:
                 found[group.name].append(Reader(name, axis))
         found[group.name].sort(key=lambda reader: order.index(reader.name))
     return found
@@ -44,14 +43,25 @@ def readers(model: nn.Module, groups: Sequence[WidthGroup], x: Tensor) -> dict[s
 
 @torch.no_grad()
 def _runs(model: nn.Module, x: Tensor) -> list[str]:
-    """Return the names of the dense layers in the order in which they run, once for each run."""
+    """Return the names of the layers that multiply by their matrix, in the order in which they run, once for each run.
+
+    That is tried, not believed: a class may pad its inputs, or change its weights, on the way.
+    """
     order: list[str] = []
-    names = {id(module): name for name, module in model.named_modules() if isinstance(module, Dense)}
+    names = {
+        id(module): name
+        for name, module in model.named_modules()
+        if isinstance(module, Dense) and getattr(module, "groups", 1) == 1
+    }
 
-    def note(layer: nn.Module, *_: object) -> None:
-        order.append(names[id(layer)])
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        at, bias = torch.arange(output_places(layer, output), device=output.device)[::7], layer._parameters.get("bias")
+        with suppress(IndexError):  # it has more places than its matrix reaches
+            product = input_rows(layer, inputs[0], at) @ matrix(layer) + (0 if bias is None else bias)
+            if torch.allclose(product, output_rows(layer, output, at), rtol=1e-3, atol=1e-4):
+                order.append(names[id(layer)])
 
-    hooks = [m.register_forward_pre_hook(note) for m in model.modules() if id(m) in names]
+    hooks = [m.register_forward_hook(note) for m in model.modules() if id(m) in names]
     try:
         model(x)
     finally:
@@ -78,11 +88,8 @@ def input_rows(module: nn.Module, x: Tensor, places: Int64[Tensor, " p"]) -> Flo
     assert isinstance(module, nn.Conv1d | nn.Conv2d)
     flat = isinstance(module, nn.Conv1d)
     kernel, stride, dilation = ((1, *v) if flat else v for v in (module.kernel_size, module.stride, module.dilation))
-    x = (
-        nn.functional.pad(x, module._reversed_padding_repeated_twice)
-        if any(module._reversed_padding_repeated_twice)
-        else x
-    )
+    if any(padding := module._reversed_padding_repeated_twice):
+        x = nn.functional.pad(x, padding, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
     x = x.unsqueeze(2) if flat else x
     if taps(module) == 1:
         patches = x[:, :, :: stride[0], :: stride[1]].flatten(2)

@@ -114,8 +114,8 @@ def shrink(
     """Make a trained network smaller at once, without labels and without a gradient step.
 
     Batch norms are folded, then channels leave the width groups: those whose loss costs the layers that read them
-    least. These layers are refitted by ridge regression towards the original's outputs, in the
-    order of data flow, each on what really reaches it (DESIGN 4, closed loop).
+    least. These layers are refitted by ridge regression towards the original's outputs, in the order of data flow, each
+    on what really reaches it.
 
     Args:
         network: a network, a module, or a source string.
@@ -159,7 +159,7 @@ def shrink(
         raise BudgetError("say how small: params=, macs= or latency_ms= (0.5: half of the original's), or widths=")
     network = _network(network, data, source)
     inputs = calibration(network, data, images, seed, torch.device(device))
-    original = network.model.to(device)
+    original = copy.deepcopy(network.model).to(device)
     folded = fold_batch_norms(original, inputs.fit[0][:2], name=network.name)
     found = width_groups(folded, inputs.fit[0][:2], name=network.name)
     groups = _fitting(folded, found.accepted if streams else found.inner, inputs, network.name)
@@ -177,13 +177,14 @@ def shrink(
     best = 1 if len(made) > 1 and work.clearly_nearer(made[1][0], made[0][0]) else 0
     (model, losses), taken = made[best], candidates[best]
     agreement, held = work.agreement(model)
+    after = sizes.cost(model)
     return Shrunk(
-        model=model,
+        model=model.cpu(),
         network=network,
         widths={g.name: (taken[g.name], g.width) for g in groups if taken[g.name] != g.width},
         losses=losses,
         before=sizes.before,
-        after=sizes.cost(model),
+        after=after,
         agreement=agreement,
         held=held,
         images=inputs.images,

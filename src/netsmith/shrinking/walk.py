@@ -150,7 +150,7 @@ class Walk:
         fits = self._fits(group, mine, runs, number)
         before = self.narrowed.get(group.name)
         if before is not None:  # some of what reads it lies in an earlier piece
-            kept = torch.tensor(before.kept)
+            kept = torch.tensor(before.kept, device=self.batches[0].device)
         elif self.method == "closed_form":
             (kept,) = surviving(list(fits.values()), [width])
         elif self.method == "l1":
