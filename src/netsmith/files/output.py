@@ -27,7 +27,7 @@ MARKER = ".netsmith"
 LOCK = ".lock"
 """In an output folder: held while a run works there; it stays until a run succeeds."""
 
-_TEMPORARY = re.compile(r"\.(.+)\.([0-9a-f]{16}|\d{1,8})\.(tmp|old)")
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.(tmp|old)")
 
 OWN_FILES = ("summary.json", "config.yaml", "report.html", "recipe.json", "details.json", "log.txt")
 OWN_FOLDERS = ("artifact",)
@@ -78,7 +78,7 @@ def mend(folder: Path) -> int:
         match = _TEMPORARY.fullmatch(path.name)
         if match is None or "cache" in path.relative_to(folder).parts or not path.exists():
             continue
-        if path.is_dir() and match[3] == "old" and not path.with_name(match[1]).exists():
+        if path.is_dir() and match[2] == "old" and not path.with_name(match[1]).exists():
             path.rename(path.with_name(match[1]))
         elif path.is_dir():
             shutil.rmtree(path)
@@ -169,7 +169,7 @@ def holds_something(folder: Path) -> bool:
 
 def _half_written(name: str) -> bool:
     match = _TEMPORARY.fullmatch(name)
-    return match is not None and match[3] == "tmp"
+    return match is not None and match[2] == "tmp"
 
 
 def check_output(folder: Path, overwrite: bool = False, *, need_bytes: int = 0) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from netsmith.errors import MissingDependencyError, OutputError
+from netsmith.files.output import write_bytes
 from netsmith.report.heatmap import HeatmapData, draw_heatmap, fill, heatmap_data, scale_stops
-from netsmith.report.rendering import NARROW, flatten, render, write_atomically
+from netsmith.report.rendering import NARROW, flatten, render
 from netsmith.report.results import Number, Record, matrix, parse
 
 _HEAT = 700.0  # width of the picture: beside it stand its scale and the values under the pointer
@@ -149,6 +150,6 @@ def write_comparison(path: Path, data: Mapping[str, Any]) -> Path:
     rows, columns = comparison.rows, comparison.columns
     values = matrix(comparison.values, len(rows.cuts), len(columns.cuts), "values of the comparison")
     if path.suffix == ".png":
-        return write_atomically(path, _png(comparison, values))
+        return write_bytes(path, _png(comparison, values))
     heat = heatmap_data(values, rows.cuts, columns.cuts, [(rows.name, 0)], [(columns.name, 0)], comparison.metric)
-    return write_atomically(path, _page(comparison, heat, values).encode("utf-8"))
+    return write_bytes(path, _page(comparison, heat, values).encode("utf-8"))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from netsmith.files.output import write_bytes
 from netsmith.report.bars import draw_bars, set_views
 from netsmith.report.colour import network_colours
 from netsmith.report.curve import tuning_curves
@@ -16,7 +17,7 @@ from netsmith.report.morph_page import morph_html
 from netsmith.report.morph_results import read_morph
 from netsmith.report.origin import families_of
 from netsmith.report.provenance import provenance, steps
-from netsmith.report.rendering import NARROW, WIDE, render, write_atomically
+from netsmith.report.rendering import NARROW, WIDE, render
 from netsmith.report.results import CandidateRecord, Results, read_kind, read_results
 from netsmith.report.scatter import draw_scatter, scatter_data
 from netsmith.report.tips import Tips
@@ -181,4 +182,4 @@ def write_report(folder: Path) -> Path:
     Raises ArtifactError when a file is missing or malformed, OutputError when the page cannot be written.
     """
     page = morph_html(read_morph(folder)) if read_kind(folder) == "morph" else report_html(read_results(folder))
-    return write_atomically(folder / "report.html", page.encode("utf-8"))
+    return write_bytes(folder / "report.html", page.encode("utf-8"))

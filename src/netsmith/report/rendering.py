@@ -1,16 +1,13 @@
-"""Templates filled in and files written: what every page needs, whatever it shows."""
+"""Templates filled in: what every page needs, whatever it shows."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from netsmith.errors import OutputError
 from netsmith.report import formats
 from netsmith.report.colour import ink
 
@@ -49,25 +46,6 @@ def _environment() -> jinja2.Environment:
 def render(template: str, **values: Any) -> str:
     """A page from a template of this package; every value is escaped."""
     return _environment().get_template(template).render(**values)
-
-
-def write_atomically(path: Path, content: bytes) -> Path:
-    """Writes all of `content` or nothing; OutputError says what stood in the way."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            partial.unlink(missing_ok=True)
-            with partial.open("xb") as file:  # a new file: a link of that name may lead out of the folder
-                file.write(content)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}. Check that the folder exists, is yours to write "
-            "and has room."
-        ) from error
-    return path
 
 
 def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
