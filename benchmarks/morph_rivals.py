@@ -24,10 +24,10 @@ from morph_cifar10 import SPACES
 from rivals import Bench
 
 from netsmith.data.splits import open_data
-from netsmith.morphing.finetuning import optimizer_steps
 from netsmith.morphing.fit import FitSettings
 from netsmith.morphing.pipeline import morph
 from netsmith.networks.network import load_source
+from netsmith.training.finetuning import optimizer_steps
 from netsmith.training.settings import TrainSettings
 
 SIZES = {

@@ -19,7 +19,6 @@ from netsmith.data.splits import Splits
 from netsmith.distributed import processes
 from netsmith.errors import DissectionError, MorphError, did_you_mean
 from netsmith.files.cache import Cache, CacheEntry, digest
-from netsmith.morphing.finetuning import Teacher, finetuned, lesson, named, optimizer_steps
 from netsmith.morphing.fit import fit
 from netsmith.morphing.kinds import make_generator
 from netsmith.morphing.measuring import Judge
@@ -32,6 +31,7 @@ from netsmith.morphing.settings import FitSettings
 from netsmith.trace.chain import dissect
 from netsmith.trace.cost import count_macs, count_params
 from netsmith.training.engine import Progress, TrainResult
+from netsmith.training.finetuning import Teacher, finetuned, lesson, named, optimizer_steps
 from netsmith.training.settings import TrainSettings
 from netsmith.widths.folding import fold_batch_norms
 from netsmith.widths.groups import WidthGroup, permute, resize, set_widths

@@ -14,7 +14,6 @@ from torch import nn
 from netsmith.data.splits import open_data
 from netsmith.errors import MorphError, TrainingError
 from netsmith.morphing import keyframes
-from netsmith.morphing.finetuning import finetuned
 from netsmith.morphing.fit import FitSettings
 from netsmith.morphing.grid import Grid
 from netsmith.morphing.importance import channel_importance
@@ -26,6 +25,7 @@ from netsmith.morphing.repairing import probe_images, repair, repairable
 from netsmith.morphing.saving import _undone, details_of
 from netsmith.networks.network import load_source
 from netsmith.training.engine import evaluate
+from netsmith.training.finetuning import finetuned
 from netsmith.training.settings import TrainSettings
 from netsmith.training.tasks import Classification
 from netsmith.widths.groups import entries, permute, relocate, resize

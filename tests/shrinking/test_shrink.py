@@ -75,6 +75,18 @@ def test_uneven_widths_are_taken_only_where_they_diverge_less(trained, digits):
     assert divergence(uneven.model) <= divergence(uniform.model) + 1e-6
 
 
+@pytest.mark.slow
+def test_tuning_learns_from_the_original_and_leaves_the_untuned_alone(trained, digits):
+    small = netsmith.shrink(trained, digits, widths=0.25)
+    before = copy.deepcopy(small.model.state_dict())
+    tuned = small.finetune(digits, netsmith.TrainSettings(epochs=4, lr=0.01, batch_size=64, clip_grad=1.0))
+    assert all(torch.equal(value, before[name]) for name, value in small.model.state_dict().items())
+    assert tuned.tuned is not None
+    assert "tuned for" in str(tuned)
+    assert accuracy(tuned.model, trained, digits) > accuracy(small.model, trained, digits)
+    assert tuned.agreement > small.agreement
+
+
 def test_what_comes_out_is_saved_loaded_and_exported(digits, tmp_path):
     network = netsmith.load_source("netsmith:plain_cnn", **SIZES)
     small = netsmith.shrink(network, digits, widths=0.5, images=64)

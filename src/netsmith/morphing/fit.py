@@ -13,13 +13,13 @@ from netsmith.data.images import derived_seed
 from netsmith.data.splits import Splits
 from netsmith.errors import MorphError, TrainingError
 from netsmith.files.cache import digest
-from netsmith.morphing.finetuning import Memory, kept_or_undone
 from netsmith.morphing.generator import Noise
 from netsmith.morphing.morphable import Morphable
 from netsmith.morphing.settings import FitSettings
 from netsmith.morphing.space import Drawn
 from netsmith.training.checkpoint import copied_state
 from netsmith.training.engine import Progress, Step, TrainResult, evaluate, train
+from netsmith.training.finetuning import Memory, kept_or_undone
 from netsmith.training.measure import Entry, Preprocessing
 from netsmith.training.settings import TrainSettings
 from netsmith.training.tasks import Task

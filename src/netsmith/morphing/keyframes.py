@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 from netsmith.distributed.processes import agree
 from netsmith.morphing.coordinates import first, slots
-from netsmith.morphing.finetuning import Memory, Teacher, finetuned, optimizer_steps
 from netsmith.morphing.frames import Frames, way_down
 from netsmith.morphing.generator import Apart, Courses
 from netsmith.morphing.importance import by_importance, channel_importance
 from netsmith.morphing.preparing import Prepared, Run, Subject, with_norms
 from netsmith.morphing.recalibrating import recalibrated
 from netsmith.morphing.settings import FitSettings
-from netsmith.morphing.split import split, untouched_front
 from netsmith.networks.network import Network
 from netsmith.trace.chain import Chain
 from netsmith.training.engine import TrainResult
+from netsmith.training.finetuning import Memory, Teacher, finetuned, optimizer_steps
 from netsmith.training.session import placed
 from netsmith.training.settings import TrainSettings
+from netsmith.training.split import split, untouched_front
 from netsmith.widths.folding import fold_batch_norms, foldable
 from netsmith.widths.groups import WidthGroup, permute, relocate, resize
 

@@ -12,8 +12,8 @@ from torch.func import functional_call
 from netsmith.errors import MorphError
 from netsmith.morphing.generator import Generator, Noise
 from netsmith.morphing.space import MorphSpace
-from netsmith.morphing.split import halves
 from netsmith.trace.chain import Chain
+from netsmith.training.split import halves
 from netsmith.widths.groups import resize, set_widths
 
 

@@ -15,14 +15,14 @@ from torch import nn
 from netsmith.data.splits import MemoryImages, Splits, open_data
 from netsmith.errors import MorphError
 from netsmith.models import CifarResNet, PlainCNN
-from netsmith.morphing import finetuning
-from netsmith.morphing.finetuning import Distilling, Teacher, finetuned, lesson, optimizer_steps
 from netsmith.morphing.fit import FitSettings, Fitting
 from netsmith.morphing.kinds import make_generator
 from netsmith.morphing.morphable import Morphable
 from netsmith.morphing.pipeline import morph
 from netsmith.networks.network import load_source
+from netsmith.training import finetuning
 from netsmith.training.engine import Step, TrainSettings, train
+from netsmith.training.finetuning import Distilling, Teacher, finetuned, lesson, optimizer_steps
 from netsmith.training.tasks import Classification
 
 TASK = Classification(10)

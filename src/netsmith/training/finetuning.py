@@ -1,4 +1,4 @@
-"""Fine-tuning a plain network as a generator is fitted: the same loss, settings and loop, for a number of steps."""
+"""Fine-tuning with a teacher: the loss of the task and distillation, for a number of steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from netsmith.data.splits import Splits
 from netsmith.distributed.launched import world
 from netsmith.errors import MorphError, TrainingError
 from netsmith.files.cache import digest
-from netsmith.morphing.split import Split
 from netsmith.networks.network import Network
 from netsmith.networks.structure import structure
 from netsmith.training.checkpoint import copied_state
@@ -25,9 +24,10 @@ from netsmith.training.engine import Progress, Step, TrainResult, evaluate, trai
 from netsmith.training.measure import standard_error
 from netsmith.training.restore import restore_if_worse
 from netsmith.training.settings import TrainSettings
+from netsmith.training.split import Split
 from netsmith.training.tasks import Task
 
-_log = logging.getLogger("netsmith.morph")
+_log = logging.getLogger("netsmith.train")
 
 _TOLERANCE = 0.02
 _REMEMBERED_BYTES = 512 * 2**20
@@ -84,7 +84,7 @@ class Teacher:
 class Distilling:
     """The objective (`netsmith.training.engine.Objective`): the task's loss, and distillation from a teacher.
 
-    As in `netsmith.morphing.fit.Fitting`: `(1 - share) * loss + share * distil`. `scope` names the batches: what of
+    It is `(1 - share) * loss + share * distil`. `scope` names the batches: what of
     them does not follow from view and index. Of a `Split` network, `fronts` keeps the features.
     """
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from netsmith.data.splits import open_data
 from netsmith.errors import TrainingError
-from netsmith.morphing.finetuning import Distilling, Memory, Teacher, finetuned
-from netsmith.morphing.split import Split, split
 from netsmith.networks.network import load_source
+from netsmith.training.finetuning import Distilling, Memory, Teacher, finetuned
 from netsmith.training.settings import TrainSettings
+from netsmith.training.split import Split, split
 from netsmith.training.tasks import Classification, Generation
 
 own_slack = Distilling.slack
