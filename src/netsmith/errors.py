@@ -30,7 +30,7 @@ def printable(text: str) -> str:
 class NetsmithError(ValueError):
     """Base of every error that a user's input can cause. The command line prints it and exits with code 2.
 
-    Example:
+    Examples:
         >>> try:
         ...     netsmith.load_source("timm:resnet999")
         ... except netsmith.NetsmithError as error:

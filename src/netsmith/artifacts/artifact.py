@@ -372,7 +372,7 @@ def load(folder: Path | str, *, into: nn.Module | None = None, run_code: bool = 
         ArtifactError: the folder is no artifact, is damaged, of a kind that no loader knows, or would run code and may
             not.
 
-    Example:
+    Examples:
         >>> network = netsmith.load_source("netsmith:plain_cnn", num_classes=10, input_size=(1, 8, 8))
         >>> groups = netsmith.width_groups(network.model, torch.rand(2, 1, 8, 8)).accepted
         >>> folder = netsmith.save_pretrained(netsmith.resize(network.model, groups, 0.5), "half")

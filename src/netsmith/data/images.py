@@ -162,7 +162,7 @@ class Splits:
         name: the source it was opened by.
         fingerprint: sha256 of all three parts, for caches.
 
-    Example:
+    Examples:
         >>> splits = netsmith.open_data("digits")
         >>> len(splits.train), len(splits.validation), len(splits.test)
         (1169, 269, 359)
@@ -262,7 +262,7 @@ def probe_set(
 
     Without `n` they are 512, or all where there are fewer. Raises DataError when fewer than `n` are there.
 
-    Example:
+    Examples:
         >>> images, labels = netsmith.probe_set(data, 64)
         >>> images.shape, labels.shape
         (torch.Size([64, 1, 8, 8]), torch.Size([64]))

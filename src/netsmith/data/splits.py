@@ -97,7 +97,7 @@ def open_data(
         DataError: unknown or missing source, unreadable images, sizes that differ, no labels, parts that do not fit.
         MissingDependencyError: `hf:` without the `hf` extra.
 
-    Example:
+    Examples:
         >>> netsmith.open_data("digits").shape  # or folder:PATH, parquet:PATH, torchvision:NAME, hf:NAME, ...
         (1, 8, 8)
     """

@@ -65,7 +65,7 @@ class Exported:
         difference: largest difference from PyTorch's output that was seen, relative to the largest output.
         facts: what the file's metadata say: preprocessing, classes, licence, sources, counts.
 
-    Example:
+    Examples:
         >>> exported = netsmith.export(zoo[1], "plain.safetensors")
         >>> exported.path.name, exported.input_shape
         ('plain.safetensors', (1, 8, 8))
@@ -125,7 +125,7 @@ def export(
         MissingDependencyError: onnx without the extra `onnx`.
         OutputError: `out` exists, or cannot be written.
 
-    Example:
+    Examples:
         >>> netsmith.export(zoo[1], "plain.pt2").difference < 1e-4  # .onnx and .safetensors too
         True
     """

@@ -35,7 +35,7 @@ class Sampling:
         noise: coordinate noise of each read, in cells; 0 makes all reads equal, so that one is enough.
         seed: of the noise.
 
-    Example:
+    Examples:
         >>> netsmith.Sampling(reads=4, noise=0.1).seed
         0
     """
@@ -80,7 +80,7 @@ def sample_tensors(morphable: Morphable, widths: Mapping[str, int], how: Samplin
 class Size:
     """What a morphable model serves: its widths by group, their mean ratio, params and MACs of the whole network.
 
-    Example:
+    Examples:
         >>> morphed.model.size
         Size(ratio=1.0, ...)
     """
@@ -136,7 +136,7 @@ class MorphableModel(Pretrained, nn.Module):
         about: name, task, preprocessing and provenance, as a manifest has them: networks of any size are saved with it.
         cache_mb: memory for the weights of networks that have been served.
 
-    Example:
+    Examples:
         >>> morphed.model.at(0.5)(torch.rand(2, 1, 8, 8)).shape  # also at(params=20_000), at({"features.0": 8})
         torch.Size([2, 10])
     """

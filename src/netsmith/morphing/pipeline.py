@@ -71,7 +71,7 @@ class Morphed:
     `training` what came after them, or all there was; `augmented`, where batch norms stay, whether the base's have seen
     shifted and mirrored images; `pictures`, where images are generated, those of the base.
 
-    Example:
+    Examples:
         >>> [point.ratio for point in morphed.points]
         [1.0, 0.5]
     """
@@ -130,7 +130,7 @@ def morph(
         MorphError: what is asked of space, generator or ratios is impossible.
         TrainingError: data, task and network do not fit, or the loss is not finite.
 
-    Example:
+    Examples:
         >>> morphed = netsmith.morph(zoo[1], data, space={"widths": (0.25, 1.0)}, ratios=(1.0, 0.5))
         >>> half = morphed.model.at(0.5)  # a plain torch.nn.Module
     """

@@ -85,7 +85,7 @@ def save_morphed(
 
     Raises OutputError.
 
-    Example:
+    Examples:
         >>> folder = netsmith.save_morphed(morphed, "any_width")
         >>> netsmith.load_source("any_width@0.5").num_classes
         10
@@ -140,7 +140,7 @@ def load_morphed(folder: Path | str, *, base: nn.Module | None = None) -> Morpha
     Raises:
         ArtifactError: the manifest lacks something, or the tensors do not fit.
 
-    Example:
+    Examples:
         >>> folder = netsmith.save_morphed(morphed, "any_width")
         >>> netsmith.load_morphed("any_width").at(0.5)(torch.rand(2, 1, 8, 8)).shape
         torch.Size([2, 10])

@@ -95,7 +95,7 @@ class GeneratorSettings(Section):
 class FitSettings(Section):
     """What a step draws, and what its loss is made of; how weights then change is in `TrainSettings`.
 
-    Example:
+    Examples:
         >>> netsmith.FitSettings(per_step=2, distillation=0.7).temperature
         2.0
     """

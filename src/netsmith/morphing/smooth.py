@@ -50,7 +50,7 @@ class Smoothed:
     `orders[name][j]` is the old index of new channel j of that group. `before` and `after` are sums over `groups`,
     in units of the weights. Where it is not `deterministic`, another run gives other orders: keep these.
 
-    Example:
+    Examples:
         >>> smoothed = netsmith.smooth(zoo[1].model, torch.rand(2, 1, 8, 8))
         >>> smoothed.after < smoothed.before
         True
@@ -101,7 +101,7 @@ def smooth(
         MorphError: an unknown solver.
         DissectionError: the network does not run on the example.
 
-    Example:
+    Examples:
         >>> smoothed = netsmith.smooth(zoo[1].model, torch.rand(2, 1, 8, 8))
         >>> smoothed.after < smoothed.before
         True

@@ -32,7 +32,7 @@ class MorphSpace:
         high: see `low`.
         drawn: which widths of several groups were fitted together.
 
-    Example:
+    Examples:
         >>> groups = netsmith.width_groups(zoo[1].model, torch.rand(2, 1, 8, 8))
         >>> space = netsmith.morph_space(groups, widths=(0.25, 1.0))
         >>> space.at(0.5)
@@ -182,7 +182,7 @@ def morph_space(
         MorphError: a block that does not exist (with the nearest names), one without a provable group (with the
             reasons), an empty range, or a width that is not positive.
 
-    Example:
+    Examples:
         >>> groups = netsmith.width_groups(zoo[1].model, torch.rand(2, 1, 8, 8))
         >>> netsmith.morph_space(groups, widths=(0.5, 1.0)).low
         {...: 8, ...}

@@ -18,7 +18,7 @@ from netsmith.networks.sources import HUB, check_here, parse_source, speakable
 class ZooEntry(BaseModel):
     """One network of a zoo, as a config file names it; a bare string is its source.
 
-    Example:
+    Examples:
         >>> netsmith.ZooEntry(source="timm:resnet18", num_classes=10).called()
         'resnet18'
     """
@@ -133,7 +133,7 @@ def load_zoo_file(path: Path | str, *, look_up: bool = True) -> tuple[ZooEntry, 
     Raises:
         ConfigError: the file cannot be read or has faults: all at once, with lines.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> characters = Path("zoo.yaml").write_text("networks: [{source: timm:resnet18, name: small}]")
         >>> [entry.called() for entry in netsmith.load_zoo_file("zoo.yaml")]

@@ -48,7 +48,7 @@ class Network:
     It gives `(n, num_classes)` for images that `preprocess` prepared, or `(n, num_classes, h, w)` when its task is
     segmentation; `num_classes` 0 means that it has no classifier and gives features, or images (generation).
 
-    Example:
+    Examples:
         >>> network = netsmith.load_source("netsmith:small_vit", num_classes=10, input_size=(1, 8, 8))
         >>> network.name, network.num_classes, network.preprocess.input_size
         ('small_vit', 10, (1, 8, 8))
@@ -146,7 +146,7 @@ def load_source(
         ArtifactError: an artifact folder is damaged.
         HubError: the Hub has no such artifact, or is out of reach.
 
-    Example:
+    Examples:
         >>> netsmith.load_source("timm:resnet18", pretrained=False, num_classes=10).preprocess.input_size
         (3, 224, 224)
     """

@@ -31,7 +31,7 @@ class Preprocess:
     `mean` and `std` are None where nothing tells them: shapes, widths and costs need neither, images do. `name` is the
     network's, for messages.
 
-    Example:
+    Examples:
         >>> prepare = netsmith.Preprocess(mean=(0.5,), std=(0.25,), input_size=(1, 8, 8))
         >>> prepare(torch.ones(2, 1, 8, 8)).unique()
         tensor([2.])

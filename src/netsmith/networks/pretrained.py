@@ -34,7 +34,7 @@ def save_pretrained(module: nn.Module, folder: Path | str, *, overwrite: bool = 
         ArtifactError: the module was never saved and does not know how, or was changed since it was loaded.
         OutputError: the folder exists, or cannot be written.
 
-    Example:
+    Examples:
         >>> network = netsmith.load_source("netsmith:plain_cnn", num_classes=10, input_size=(1, 8, 8))
         >>> folded = netsmith.fold_batch_norms(network.model, torch.rand(2, 1, 8, 8))
         >>> folder = netsmith.save_pretrained(folded, "folded")
@@ -103,7 +103,7 @@ def from_pretrained(
         ArtifactError: no artifact, a damaged one, or one that would run code and may not.
         HubError: the Hub has nothing of that name, does not let you in, or is out of reach.
 
-    Example:
+    Examples:
         >>> network = netsmith.load_source("netsmith:plain_cnn", num_classes=10, input_size=(1, 8, 8))
         >>> folded = netsmith.fold_batch_norms(network.model, torch.rand(2, 1, 8, 8))
         >>> folder = netsmith.save_pretrained(folded, "folded")
@@ -145,7 +145,7 @@ def push_to_hub(
         ArtifactError: no artifact, a damaged one, or a module that was never saved.
         HubError: the Hub is out of reach, or does not let you write there.
 
-    Example:
+    Examples:
         >>> netsmith.push_to_hub("reassembled", "ORG/NAME", private=True)  # doctest: +SKIP
     """
     if not isinstance(folder, nn.Module):

@@ -84,7 +84,7 @@ def load_zoo(entries: Sequence[ZooEntry], *, pretrained: bool = True, seed: int 
     Raises:
         SourceError: two entries have one name; or as `load_source`.
 
-    Example:
+    Examples:
         >>> entries = [netsmith.ZooEntry(source=f"timm:{name}", num_classes=10) for name in ("resnet18", "resnet34")]
         >>> [network.name for network in netsmith.load_zoo(entries, pretrained=False)]
         ['resnet18', 'resnet34']

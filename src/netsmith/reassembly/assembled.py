@@ -37,7 +37,7 @@ class Assembled(Pretrained, nn.Module):
         head: up to the logits.
         facts: what is known beside the recipe (sources, licence, measures); empty for one assembled by hand.
 
-    Example:
+    Examples:
         >>> result.module(torch.rand(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """

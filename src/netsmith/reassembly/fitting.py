@@ -85,7 +85,7 @@ def fit(
     Raises:
         RecipeError: a network or its preprocessing is missing, or activations are not finite.
 
-    Example:
+    Examples:
         >>> chains = {n.name: netsmith.dissect(n.model, torch.rand(2, 1, 8, 8), name=n.name) for n in zoo}
         >>> probe = netsmith.Probe(*netsmith.probe_set(data, 64), {n.name: n.preprocess for n in zoo})
         >>> model = netsmith.assemble(result.recipe, chains, init="random")

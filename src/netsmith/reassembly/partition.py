@@ -48,7 +48,7 @@ class Partition:
     step of the winning restart: it never falls. `optimal` says that no partition is better (every set of medoids was
     tried, as for a few small networks); otherwise it is a local optimum of exact steps.
 
-    Example:
+    Examples:
         >>> netsmith.partition({"a": [1, 1], "b": [1, 1]}, torch.eye(6).numpy(), k=2).k
         2
     """
@@ -138,7 +138,7 @@ def partition(
         PartitionError: a network with fewer units than `k`, or bounds that no cut satisfies; the message names the
             networks and the smallest eps that works.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> alike = np.kron(np.ones((2, 2)), np.eye(3))  # two networks of two units: three cuts each, alike in pairs
         >>> found = netsmith.partition({"a": [1, 1], "b": [1, 1]}, alike, k=2, eps=0)

@@ -38,7 +38,7 @@ class Reassembled:
     test accuracy (0..1), `finetuned` to None where there was no tuning or it was `undone`; `members` maps each parent's
     name to its test accuracy, or None.
 
-    Example:
+    Examples:
         >>> len(result.recipe.blocks), sorted(result.accuracy)
         (2, ['finetuned', 'stitched'])
     """
@@ -99,7 +99,7 @@ def reassemble(
         ConfigError: a setting that does not exist or is out of its bounds.
         ZooError, DissectionError, DataError, PartitionError, BudgetError, TrainingError: see the functions above.
 
-    Example:
+    Examples:
         >>> result = netsmith.reassemble(zoo, data, netsmith.Budget(params="150k"), partition={"k": 2, "eps": 0.5})
         >>> netsmith.count_params(result.module) <= 150_000
         True

@@ -26,7 +26,7 @@ class Probe:
         labels: their classes.
         preprocess: for each network, the function from images in [0, 1] to its input.
 
-    Example:
+    Examples:
         >>> images, labels = netsmith.probe_set(data, 64)
         >>> probe = netsmith.Probe(images, labels, {network.name: network.preprocess for network in zoo})
         >>> probe.images.shape

@@ -156,7 +156,7 @@ class Recipe:
     Raises:
         RecipeError: parts of it contradict each other.
 
-    Example:
+    Examples:
         >>> netsmith.Recipe.from_json(result.recipe.to_json()) == result.recipe
         True
     """

@@ -41,7 +41,7 @@ class Representations:
     mean. Every similarity here is blind to that shift. A representation that does not vary has a Gram matrix of zeros.
     `features[c]`, kept only on request, are the rows before centring (n, d).
 
-    Example:
+    Examples:
         >>> chain = netsmith.dissect(zoo[1].model, torch.rand(2, 1, 8, 8), name="plain")
         >>> netsmith.represent(chain, torch.rand(16, 1, 8, 8)).grams.shape  # cuts, images, images
         torch.Size([6, 16, 16])
@@ -270,7 +270,7 @@ def represent(
 
     Raises `DataError` for images of another shape, `DissectionError` for NaN or infinity (network and cut named).
 
-    Example:
+    Examples:
         >>> chain = netsmith.dissect(zoo[1].model, torch.rand(2, 1, 8, 8), name="plain")
         >>> netsmith.represent(chain, torch.rand(16, 1, 8, 8)).grams.shape  # cuts, images, images
         torch.Size([6, 16, 16])

@@ -52,7 +52,7 @@ def write_results(result: Reassembled, folder: Path | str, *, config: Mapping[st
     Raises:
         OutputError: the folder cannot be written.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> Path("run").mkdir()
         >>> netsmith.write_results(result, "run").params == netsmith.count_params(result.module)
@@ -73,7 +73,7 @@ def save_reassembled(
 ) -> Path:
     """Write the chosen network as an artifact, which is itself a source; returns the folder. Raises OutputError.
 
-    Example:
+    Examples:
         >>> folder = netsmith.save_reassembled(result, "reassembled")
         >>> netsmith.load("reassembled")(torch.rand(2, 1, 8, 8)).shape
         torch.Size([2, 10])
@@ -112,7 +112,7 @@ def load_reassembled(folder: Path, *, networks: Mapping[str, nn.Module] | None =
         RecipeError: the recipe cannot be read, or needs a module that is not in `networks`.
         WeightsError: the weights do not fit what was built.
 
-    Example:
+    Examples:
         >>> folder = netsmith.save_reassembled(result, "reassembled")
         >>> netsmith.load_reassembled(folder).recipe == result.recipe
         True

@@ -39,7 +39,7 @@ class ScoreContext:
         labels: their classes.
         loss: from logits `(n, k)` and labels `(n,)` to the mean loss.
 
-    Example:
+    Examples:
         >>> context = netsmith.ScoreContext(zoo[1].model, torch.rand(16, 1, 8, 8), torch.arange(16) % 10)
         >>> netsmith.get_score("params")(context)
         51706.0
@@ -64,7 +64,7 @@ def score(name: str) -> Callable[[Score], Score]:
     Raises:
         ConfigError: the name is taken.
 
-    Example:
+    Examples:
         >>> @netsmith.score("confidence")
         ... def confidence(context):
         ...     return float(context.model(context.images).softmax(1).amax(1).mean())
@@ -94,7 +94,7 @@ def score(name: str) -> Callable[[Score], Score]:
 def score_names() -> tuple[str, ...]:
     """Names of all registered scores, sorted.
 
-    Example:
+    Examples:
         >>> "naswot" in netsmith.score_names()
         True
     """
@@ -107,7 +107,7 @@ def get_score(name: str) -> Score:
     Raises:
         ConfigError: there is none; the nearest names are given.
 
-    Example:
+    Examples:
         >>> netsmith.get_score("naswot").__name__
         'naswot'
     """

@@ -61,7 +61,7 @@ class SimilarityTable:
     `names[r]` is `(network, cut index)` of row r, `labels[r]` that cut's name; the rows of a network are neighbours, in
     order. `values[i, j]` (C, C) is float64; only `lr` is asymmetric (how well i predicts j).
 
-    Example:
+    Examples:
         >>> chains = [netsmith.dissect(network.model, torch.rand(2, 1, 8, 8), name=network.name) for network in zoo[1:]]
         >>> table = netsmith.similarity([netsmith.represent(chain, torch.rand(16, 1, 8, 8)) for chain in chains])
         >>> table.between("plain", "vit").shape  # cuts of one, cuts of the other
@@ -138,7 +138,7 @@ def similarity(reps: Sequence[Representations], metric: str = "cka", biased: boo
     Raises `DataError` when there is nothing to compare, names repeat, the networks saw different numbers of images or
     fewer than 4, `NetsmithError` for an unknown metric.
 
-    Example:
+    Examples:
         >>> chain = netsmith.dissect(zoo[1].model, torch.rand(2, 1, 8, 8), name="plain")
         >>> table = netsmith.similarity([netsmith.represent(chain, torch.rand(16, 1, 8, 8))])
         >>> table.values.shape  # all cuts with all cuts

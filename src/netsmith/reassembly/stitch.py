@@ -78,7 +78,7 @@ def plan_recipe(
     Raises:
         RecipeError: no blocks, an unknown network, a block beyond its network's last unit, an unknown style.
 
-    Example:
+    Examples:
         >>> chains = {n.name: netsmith.dissect(n.model, torch.rand(2, 1, 8, 8), name=n.name) for n in zoo}
         >>> references = {reference.name: reference for reference in result.recipe.networks}
         >>> netsmith.plan_recipe(result.recipe.blocks, chains, references).blocks == result.recipe.blocks
@@ -145,7 +145,7 @@ def assemble(
     Raises:
         RecipeError: the recipe does not fit the chains, or "lstsq" came without a probe.
 
-    Example:
+    Examples:
         >>> chains = {n.name: netsmith.dissect(n.model, torch.rand(2, 1, 8, 8), name=n.name) for n in zoo}
         >>> netsmith.assemble(result.recipe, chains, init="random")(torch.rand(2, 1, 8, 8)).shape
         torch.Size([2, 10])

@@ -17,7 +17,7 @@ class Block:
     Blocks sort by network name, then by place. `str(block)` is the form used everywhere in output, `resnet20[0:3]`,
     and `Block.parse` reads it back. Raises `RecipeError` for a run that is empty or starts before unit 0.
 
-    Example:
+    Examples:
         >>> netsmith.Block.parse("resnet20[0:3]")
         Block(network='resnet20', start=0, stop=3)
     """

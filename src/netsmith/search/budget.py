@@ -18,7 +18,7 @@ _SUFFIX = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 class Bound:
     """A range of allowed values, both ends included; None leaves an end open.
 
-    Example:
+    Examples:
         >>> netsmith.Budget(params={"min": "1k", "max": "2k"}).params.contains(1500)
         True
     """
@@ -94,7 +94,7 @@ class Budget(BaseModel):
 
     `params` and `macs` (one image) are counts, `latency_ms` is milliseconds, `memory_mb` is 10^6 bytes.
 
-    Example:
+    Examples:
         >>> netsmith.Budget(params="0.5M", macs={"min": "1M", "max": "2M"}).params
         Bound(min=None, max=500000)
     """

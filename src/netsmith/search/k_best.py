@@ -39,7 +39,7 @@ class Choice:
 
     What is there once for the whole network (stem, head) belongs to the resources of the first or last stage's choices.
 
-    Example:
+    Examples:
         >>> netsmith.Choice(netsmith.Block("resnet20", 0, 3), group=0, cost=0.1, resources={"params": 5000}).resources
         {'params': 5000}
     """
@@ -69,7 +69,7 @@ class SearchResult:
     than k were found). `bound` is the proven lower bound on the cost of all others. `explored` counts the partial
     assemblies it took.
 
-    Example:
+    Examples:
         >>> a, b = netsmith.Block("a", 0, 2), netsmith.Block("b", 2, 4)
         >>> stages = [[netsmith.Choice(a, 0)], [netsmith.Choice(b, 1)]]
         >>> result = netsmith.k_best(stages, [torch.tensor([[0.25]]).numpy()])
@@ -121,7 +121,7 @@ def k_best(
     Raises:
         BudgetError: nothing fits; the message names the bounds that cannot be met and the nearest values that can.
 
-    Example:
+    Examples:
         >>> a, b = netsmith.Block("a", 0, 2), netsmith.Block("b", 2, 4)
         >>> stages = [[netsmith.Choice(a, 0, cost=0.1)], [netsmith.Choice(b, 1, cost=0.2)]]
         >>> best = netsmith.k_best(stages, [torch.zeros(1, 1).numpy()]).assemblies[0]

@@ -53,7 +53,7 @@ class Shrunk:
         seconds: how long it took.
         tuned: how it was trained, where it was.
 
-    Example:
+    Examples:
         >>> small = netsmith.shrink(zoo[1], data, widths=0.5)
         >>> small.widths["features.0.0"]  # channels now, and in the original
         (8, 16)
@@ -192,7 +192,7 @@ def shrink(
         ChannelError: no width group can be proved, or nothing that reads one can be refitted.
         DataError: calibration inputs are too few, not finite, or of another shape.
 
-    Example:
+    Examples:
         >>> small = netsmith.shrink(zoo[1], data, params=0.5)
         >>> small.after.params <= 0.5 * small.before.params
         True

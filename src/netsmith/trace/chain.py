@@ -26,7 +26,7 @@ __all__ = ["Chain", "Cut", "Layout", "Unit", "dissect"]
 class Cut:
     """A point between two units; `shape` is that of the one tensor that passes it, without batch.
 
-    Example:
+    Examples:
         >>> netsmith.dissect(zoo[1].model, torch.rand(2, 1, 8, 8)).cuts[0].shape
         (16, 8, 8)
     """
@@ -43,7 +43,7 @@ class Unit:
 
     `params` counts the unit's own and shared parameters; `macs` is for one input.
 
-    Example:
+    Examples:
         >>> unit = netsmith.dissect(zoo[1].model, torch.rand(2, 1, 8, 8)).units[0]
         >>> unit.in_shape, unit.out_shape
         ((16, 8, 8), (16, 8, 8))
@@ -79,7 +79,7 @@ class Chain:
     `cuts[i]` is the input of unit `i`; `cuts[-1]` that of the head. Shapes are without batch, MACs for one input;
     `params` counts the whole network, shared parameters once.
 
-    Example:
+    Examples:
         >>> chain = netsmith.dissect(zoo[1].model, torch.rand(2, 1, 8, 8))
         >>> len(chain), chain.input_shape, chain.output_shape
         (5, (1, 8, 8), (10,))
@@ -191,7 +191,7 @@ def dissect(model: nn.Module, example_input: Tensor, *, name: str = "") -> Chain
     Raises DissectionError for a network that has no cuts, takes or gives anything but one tensor, gives NaN, decides by
     the values of tensors in code that would have to be cut, or whose parts do not reproduce it.
 
-    Example:
+    Examples:
         >>> chain = netsmith.dissect(zoo[1].model, torch.rand(2, 1, 8, 8))
         >>> [unit.name for unit in chain.units][:2]
         ['features.1', 'features.2']

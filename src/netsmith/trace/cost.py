@@ -28,7 +28,7 @@ __all__ = [
 def count_params(module: nn.Module) -> int:
     """Parameters of a module; one that is used in several places counts once, quantised weights like others.
 
-    Example:
+    Examples:
         >>> netsmith.count_params(torch.nn.Linear(8, 4))
         36
     """
@@ -46,7 +46,7 @@ def count_macs(module: nn.Module, input_shape: tuple[int, ...] | Tensor) -> int:
     Raises DissectionError for a network that does not run on one such input, and for an operation whose multiply-adds
     are not known: its formula can be given by `torch.utils.flop_counter.register_flop_formula`.
 
-    Example:
+    Examples:
         >>> netsmith.count_macs(torch.nn.Linear(8, 4), (8,))
         32
     """
@@ -58,7 +58,7 @@ def measure_latency(module: nn.Module, x: Tensor, *, warmup: int = 3, runs: int 
 
     A compiled module is measured compiled. Raises DissectionError for a network that does not run on `x`.
 
-    Example:
+    Examples:
         >>> netsmith.measure_latency(torch.nn.Linear(8, 4), torch.rand(1, 8)) > 0  # milliseconds
         True
     """
@@ -92,7 +92,7 @@ def memory_bytes(module: nn.Module, input_shape: tuple[int, ...] | Tensor, batch
 
     `input_shape` is as for `count_macs`.
 
-    Example:
+    Examples:
         >>> netsmith.memory_bytes(zoo[1].model, (1, 8, 8), batch=32) > 4 * netsmith.count_params(zoo[1].model)
         True
     """

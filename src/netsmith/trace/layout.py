@@ -66,7 +66,7 @@ class Layout:
     `kind` names the axes after the batch; `channels` is their C; `grid` is `(h, w)`, None where it is unknown; `prefix`
     counts leading tokens that stand for no position (class and distillation tokens, registers), for NLC only.
 
-    Example:
+    Examples:
         >>> netsmith.dissect(zoo[2].model, torch.rand(2, 1, 8, 8)).cuts[0].layout
         Layout(kind='NLC', channels=24, grid=(4, 4), prefix=0)
     """

@@ -59,7 +59,7 @@ def evaluate(
         DataError: the network's classes have other names than the data's.
         TrainingError: classes of network, task and data differ, or the network cannot take the images.
 
-    Example:
+    Examples:
         >>> model, prepare = zoo[0].model, zoo[0].preprocess
         >>> netsmith.evaluate(model, data.validation, netsmith.Classification(10), preprocess=prepare)
         {'accuracy': ..., 'loss': ...}
@@ -127,7 +127,7 @@ def train(
             a checkpoint of another run.
         KeyboardInterrupt: interrupted; its message says what was kept.
 
-    Example:
+    Examples:
         >>> network = netsmith.load_source("netsmith:plain_cnn", num_classes=10, input_size=(1, 8, 8))
         >>> settings = netsmith.TrainSettings(epochs=1, lr=0.002, optimizer="adamw")
         >>> task = netsmith.Classification(10)

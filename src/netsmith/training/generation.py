@@ -31,7 +31,7 @@ class Generation:
     Args:
         shape: `(c, h, w)` of the images.
 
-    Example:
+    Examples:
         >>> netsmith.Generation((3, 64, 64)).images(torch.zeros(2, 3 * 64 * 64 + 2 * 16)).shape  # a code of 16 numbers
         torch.Size([2, 3, 64, 64])
     """

@@ -25,7 +25,7 @@ class Segmentation:
             which then is in no mean, and 255 is left out as well.
         classes: their names, for the IoU of each; their numbers without.
 
-    Example:
+    Examples:
         >>> netsmith.Segmentation(21).primary
         'miou'
     """

@@ -20,7 +20,7 @@ class TrainSettings(BaseModel):
 
     Everything random follows from `seed`; two runs with the same settings and data on the same machine are equal.
 
-    Example:
+    Examples:
         >>> netsmith.TrainSettings(epochs=3, optimizer="adamw", lr=0.002, schedule="onecycle").batch_size
         128
     """

@@ -28,7 +28,7 @@ class Classification:
         num_classes: at least 2.
         label_smoothing: of the loss (not of the metrics), where `loss` is not told otherwise.
 
-    Example:
+    Examples:
         >>> netsmith.evaluate(zoo[0].model, data.validation, netsmith.Classification(10), preprocess=zoo[0].preprocess)
         {'accuracy': ..., 'loss': ...}
     """
@@ -108,7 +108,7 @@ def make_task(
     Raises:
         TrainingError: there is no such task, or what it needs is missing.
 
-    Example:
+    Examples:
         >>> netsmith.make_task("classification", 10).primary
         'accuracy'
     """

@@ -55,7 +55,7 @@ def fold_batch_norms(model: nn.Module, example_input: Tensor, *, name: str = "")
 
     Raises DissectionError for a network that does not run on the example.
 
-    Example:
+    Examples:
         >>> folded = netsmith.fold_batch_norms(zoo[1].model, torch.rand(2, 1, 8, 8))
         >>> any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
         False

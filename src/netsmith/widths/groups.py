@@ -51,7 +51,7 @@ def width_groups(model: nn.Module, example_input: Tensor, *, name: str = "") -> 
     Raises ChannelError, with the reasons, when no group is accepted, and DissectionError for a network that does not
     run on the example or takes or gives anything but one tensor.
 
-    Example:
+    Examples:
         >>> groups = netsmith.width_groups(zoo[1].model, torch.rand(2, 1, 8, 8))
         >>> len(groups.accepted), len(groups.refused)
         (6, 1)

@@ -69,7 +69,7 @@ def permute(model: nn.Module, group: WidthGroup, order: Sequence[int]) -> None:
     The network computes what it did before, up to the rounding of sums taken in another order. Raises ChannelError when
     `order` is no permutation of the group's channels or the network is not of the group's width.
 
-    Example:
+    Examples:
         >>> model, images = zoo[1].model, torch.rand(2, 1, 8, 8)
         >>> group, before = netsmith.width_groups(model, images).accepted[0], model(images)
         >>> netsmith.permute(model, group, list(reversed(range(group.width))))
@@ -133,7 +133,7 @@ def resize(
     Raises ChannelError for a group that is not among `groups`, what is no width, or a `keep` that does not list as many
     different channels as the width says.
 
-    Example:
+    Examples:
         >>> groups = netsmith.width_groups(zoo[1].model, torch.rand(2, 1, 8, 8)).accepted
         >>> half = netsmith.resize(zoo[1].model, groups, 0.5)
         >>> [group.width for group in netsmith.width_groups(half, torch.rand(2, 1, 8, 8)).accepted][:3]

@@ -76,7 +76,7 @@ class Refused:
 class WidthGroups:
     """The groups of a network, in the order in which it computes them; iterates over the accepted ones.
 
-    Example:
+    Examples:
         >>> groups = netsmith.width_groups(zoo[1].model, torch.rand(2, 1, 8, 8))
         >>> [group.width for group in groups.accepted][:3]
         [16, 16, 32]
