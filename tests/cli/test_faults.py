@@ -316,7 +316,7 @@ def test_killed_at_random_moments_every_resume_ends_the_same(tmp_path, verb):
     done = subprocess.run(
         [
             sys.executable, str(ROOT / "benchmarks/faults.py"), "--json", str(tmp_path / "faults.json"),
-            "--verbs", verb, "--kills", "6", "--seconds", "100", "--work", str(tmp_path), "--seed", "1",
+            "--verbs", verb, "--kills", "4", "--seconds", "100", "--work", str(tmp_path), "--seed", "1",
         ],
         capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip

@@ -26,7 +26,7 @@ def trained(request, digits) -> netsmith.Network:
     """A residual network and a transformer, trained for some seconds."""
     options = {"widths": (8, 16, 32)} if request.param == "cifar_resnet20" else {"dim": 24, "depth": 3}
     network = netsmith.load_source(f"netsmith:{request.param}", options=options, **SIZES)
-    settings = netsmith.TrainSettings(epochs=8, lr=0.004, optimizer="adamw", batch_size=64)
+    settings = netsmith.TrainSettings(epochs=6, lr=0.004, optimizer="adamw", batch_size=64)
     netsmith.train(network.model, digits, netsmith.Classification(10), settings, preprocess=network.preprocess)
     return network
 
@@ -51,7 +51,7 @@ def test_closed_form_keeps_what_choosing_channels_loses(trained, digits):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("budget", [{"params": 0.6}, {"macs": "60%"}, {"params": "75%", "macs": 0.7}])
+@pytest.mark.parametrize("budget", [{"macs": "60%"}, {"params": "75%", "macs": 0.7}])
 def test_a_budget_is_kept_and_used(trained, digits, budget):
     small = netsmith.shrink(trained, digits, **budget)
     shares = {n: float(str(s).strip("%")) / (100 if "%" in str(s) else 1) for n, s in budget.items()}
